@@ -1,0 +1,124 @@
+//! Counters that one worker writes and anybody reads, and the record of a finished session.
+//!
+//! *A worker owns its counters*: every cell has a single writer, so an update is a relaxed load and a relaxed
+//! store, never a locked instruction, and cells of different workers share no cache line. Readers sum the cells.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::close::{CloseReason, ConnectError};
+use crate::snapshot::WorkerIndex;
+
+/// A number with one writer. Gauges go down again by [`Counter::sub`].
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning worker may call this.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Takes `n` off a gauge. Only the owning worker may call this.
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(n), Ordering::Relaxed);
+    }
+
+    /// The value at about this moment; anybody may call this.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One cell a worker, so that no two cores write the same cache line.
+#[derive(Debug)]
+pub struct PerWorker<T>(Box<[Padded<T>]>);
+
+// 128 bytes: adjacent-line prefetch pairs cache lines of 64 on x86, and Apple's lines are 128.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Padded<T>(T);
+
+impl<T: Default> PerWorker<T> {
+    /// A cell for each of `workers` workers.
+    pub fn new(workers: usize) -> PerWorker<T> {
+        PerWorker((0..workers).map(|_| Padded::default()).collect())
+    }
+}
+
+impl<T> PerWorker<T> {
+    /// The cell of one worker.
+    ///
+    /// # Panics
+    /// When `worker` is not below the number of workers it was made for.
+    pub fn cell(&self, worker: WorkerIndex) -> &T {
+        &self.0[worker.0].0
+    }
+
+    /// Every worker's cell.
+    pub fn cells(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|padded| &padded.0)
+    }
+
+    /// The sum of one counter over all workers.
+    pub fn sum(&self, counter: impl Fn(&T) -> &Counter) -> u64 {
+        self.cells().fold(0, |sum, cell| sum.wrapping_add(counter(cell).get()))
+    }
+}
+
+/// What one worker counts for one target.
+#[derive(Debug, Default)]
+pub struct TargetCell {
+    /// Sessions and attempts that hold this target at the moment (a gauge).
+    pub active: Counter,
+    /// Attempts begun.
+    pub attempts: Counter,
+    /// Attempts that won: the session was pumped through this target.
+    pub committed: Counter,
+    /// Attempts given up because another won or the client left: nobody's failure.
+    pub abandoned: Counter,
+    /// Attempts that failed, by [`ConnectError::index`].
+    pub failed: [Counter; ConnectError::KINDS],
+    /// Sessions that the upstream reset in mid-flow.
+    pub resets: Counter,
+    /// Bytes from clients to this target.
+    pub bytes_up: Counter,
+    /// Bytes from this target to clients.
+    pub bytes_down: Counter,
+}
+
+/// What one worker counts for one listener.
+#[derive(Debug, Default)]
+pub struct ListenerCell {
+    /// Sessions open at the moment (a gauge).
+    pub active: Counter,
+    /// Sessions accepted.
+    pub accepted: Counter,
+    /// Sessions ended, by [`CloseReason::index`].
+    pub closed: [Counter; CloseReason::ALL.len()],
+    /// Bytes from clients.
+    pub bytes_up: Counter,
+    /// Bytes to clients.
+    pub bytes_down: Counter,
+}
+
+/// The counters of a target, kept across snapshots as long as its name lives.
+pub type TargetCounters = PerWorker<TargetCell>;
+
+/// The counters of a listener, kept across snapshots as long as its name lives.
+pub type ListenerCounters = PerWorker<ListenerCell>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_of_two_workers_share_no_line_and_sum_up() {
+        let counters = TargetCounters::new(2);
+        counters.cell(WorkerIndex(0)).bytes_up.add(3);
+        counters.cell(WorkerIndex(1)).bytes_up.add(4);
+        assert_eq!(counters.sum(|cell| &cell.bytes_up), 7);
+        let first = std::ptr::from_ref(counters.cell(WorkerIndex(0))).addr();
+        let second = std::ptr::from_ref(counters.cell(WorkerIndex(1))).addr();
+        assert!(second - first >= 128 && first.is_multiple_of(128));
+    }
+}

@@ -1,0 +1,234 @@
+//! The snapshot: listeners, targets and their health at one moment. Immutable; control builds it, publishes it
+//! whole, and never touches it again. Workers read it without a lock.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::account::{ListenerCounters, TargetCounters};
+use crate::reach::Reach;
+use crate::users::Users;
+
+/// How deep groups may nest. A deeper configuration is a mistake, and a session's path stays small.
+pub const MAX_NESTING: usize = 8;
+
+/// Everything a worker needs to serve, at one moment.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Grows by one with every snapshot.
+    pub generation: u64,
+    /// The sockets that are open, and which listener each belongs to.
+    pub binds: Vec<Bind>,
+    /// The listeners; [`ListenerIndex`] points here.
+    pub listeners: Vec<Listener>,
+    /// Upstreams and groups; [`TargetIndex`] points here.
+    pub targets: Vec<Target>,
+    /// Whether each finished session gets a line in the log.
+    pub log_sessions: bool,
+}
+
+impl Snapshot {
+    /// A target by its index.
+    pub fn target(&self, index: TargetIndex) -> &Target {
+        &self.targets[index.0 as usize]
+    }
+
+    /// A listener by its index.
+    pub fn listener(&self, index: ListenerIndex) -> &Listener {
+        &self.listeners[index.0 as usize]
+    }
+}
+
+/// A worker's number, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerIndex(pub usize);
+
+/// A position in [`Snapshot::targets`]; means nothing in another snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TargetIndex(pub u32);
+
+/// A position in [`Snapshot::listeners`]; means nothing in another snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenerIndex(pub u32);
+
+/// Names one bound address for as long as it stays open, across snapshots; never given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BindId(pub u64);
+
+/// One bound address and the listener it belongs to in this snapshot.
+#[derive(Clone, Debug)]
+pub struct Bind {
+    /// The identity of the open sockets.
+    pub id: BindId,
+    /// Which listener serves what arrives there.
+    pub listener: ListenerIndex,
+    /// Where it is bound, as written in logs.
+    pub address: Arc<str>,
+}
+
+/// Where clients connect.
+#[derive(Debug)]
+pub struct Listener {
+    /// Its name in the configuration.
+    pub name: Arc<str>,
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// Where its sessions are dispatched.
+    pub target: TargetIndex,
+    /// The users that `socks5`, `http` and `mixed` ask for; `None` asks for none.
+    pub users: Option<Arc<Users>>,
+    /// Client networks that may connect; `None` lets everybody. Clients on a Unix socket always may.
+    pub allow: Option<Arc<[IpNet]>>,
+    /// Which destinations `direct` may dial for clients of this listener.
+    pub reach: Reach,
+    /// Its timeouts.
+    pub timeouts: Timeouts,
+    /// Its counters, kept across snapshots.
+    pub counters: Arc<ListenerCounters>,
+}
+
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Nothing: every byte is payload.
+    Tcp,
+    /// SOCKS version 5 (RFC 1928), CONNECT.
+    Socks5,
+    /// HTTP proxy: CONNECT and absolute-form requests (RFC 9110, RFC 9112).
+    Http,
+    /// SOCKS5 or HTTP; the first byte decides.
+    Mixed,
+}
+
+/// How long a session may take for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From accept to a complete request.
+    pub handshake: Duration,
+    /// For each attempt to reach an upstream.
+    pub connect: Duration,
+    /// Without a byte in either direction.
+    pub idle: Duration,
+    /// Without a byte after one side has ended its stream.
+    pub half_close: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            handshake: Duration::from_secs(10),
+            connect: Duration::from_secs(10),
+            idle: Duration::from_secs(3600),
+            half_close: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Anything a session may be dispatched to.
+#[derive(Debug)]
+pub struct Target {
+    /// Its name: one namespace for upstreams and groups.
+    pub name: Arc<str>,
+    /// Upstream or group.
+    pub kind: TargetKind,
+    /// Whether it may be picked. A group's health follows from its members.
+    pub health: Health,
+    /// Its counters, kept across snapshots.
+    pub counters: Arc<TargetCounters>,
+}
+
+/// Upstream or group.
+#[derive(Clone, Debug)]
+pub enum TargetKind {
+    /// A way to reach an endpoint.
+    Upstream(Upstream),
+    /// A policy over targets.
+    Group(Group),
+}
+
+/// A way to reach an endpoint.
+#[derive(Clone, Debug)]
+pub enum Upstream {
+    /// A fixed host and port. The addresses are resolved by control, best first; none while the name has none.
+    Tcp(Arc<[SocketAddr]>),
+    /// A Unix socket in the file system.
+    Unix(Arc<Path>),
+    /// Dials what the client asked for.
+    Direct,
+    /// Refuses every session.
+    Reject,
+}
+
+/// A policy over targets.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// How a member is picked.
+    pub policy: Policy,
+    /// The members, as written.
+    pub members: Arc<[Member]>,
+    /// How many members one session may try, at least 1.
+    pub attempts: u32,
+    /// How long one member may take until it is committed; a member that is a group gets this for all its own tries.
+    pub attempt_timeout: Duration,
+}
+
+/// A member of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The target.
+    pub target: TargetIndex,
+    /// Its share, 1 to [`MAX_WEIGHT`].
+    pub weight: u32,
+}
+
+/// The largest weight; keeps products with session counts far from overflow.
+pub const MAX_WEIGHT: u32 = 65_535;
+
+/// How a group picks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Policy {
+    /// Smooth weighted round-robin, as nginx's: a member's picks are spread evenly over the cycle.
+    RoundRobin,
+    /// A weighted draw.
+    Random,
+    /// Fewest active sessions per weight, summed over workers; ties at random.
+    LeastConnections,
+    /// The first member that is up, as written.
+    Failover,
+}
+
+/// Whether a target may be picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Health {
+    /// No check has spoken yet, or there is none: picked.
+    Unknown,
+    /// Picked.
+    Up,
+    /// Not picked.
+    Down,
+    /// Not picked at the operator's word; running sessions go on.
+    Draining,
+}
+
+impl Health {
+    /// Whether new sessions may go there.
+    pub const fn is_available(self) -> bool {
+        match self {
+            Health::Unknown | Health::Up => true,
+            Health::Down | Health::Draining => false,
+        }
+    }
+
+    /// The word used in status and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Health::Unknown => "unknown",
+            Health::Up => "up",
+            Health::Down => "down",
+            Health::Draining => "draining",
+        }
+    }
+}
