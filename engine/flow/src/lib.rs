@@ -12,9 +12,16 @@
 
 pub mod account;
 pub mod close;
+pub mod dial;
+pub mod dispatch;
+pub mod pick;
+pub mod pump;
 pub mod reach;
+pub mod record;
 pub mod resolve;
+// pub mod session;
 pub mod snapshot;
 pub mod time;
 pub mod users;
+pub mod view;
 pub mod wire;

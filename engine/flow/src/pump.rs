@@ -1,0 +1,409 @@
+//! Moves the bytes of an open session, without touching one: decides for each direction what the driver does next.
+//!
+//! Each [`Pump`] alternates between one receive and the sends that deliver it, so a slow sink stops the source by
+//! itself: that is all the back-pressure there is, and a session never holds more than one receive's bytes a
+//! direction. The [`Pumps`] of a session tie the two directions together: half-close, resets, timeouts.
+
+use std::time::Duration;
+
+use crate::close::CloseReason;
+use crate::time::Instant;
+
+/// One end of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Who connected to the listener.
+    Client,
+    /// Who was dialled.
+    Upstream,
+}
+
+impl Side {
+    /// The other end.
+    pub const fn other(self) -> Side {
+        match self {
+            Side::Client => Side::Upstream,
+            Side::Upstream => Side::Client,
+        }
+    }
+}
+
+/// Which way bytes flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the client to the upstream.
+    Up,
+    /// From the upstream to the client.
+    Down,
+}
+
+impl Direction {
+    /// Both.
+    pub const BOTH: [Direction; 2] = [Direction::Up, Direction::Down];
+
+    /// Where its bytes come from.
+    pub const fn source(self) -> Side {
+        match self {
+            Direction::Up => Side::Client,
+            Direction::Down => Side::Upstream,
+        }
+    }
+
+    /// Where its bytes go.
+    pub const fn sink(self) -> Side {
+        self.source().other()
+    }
+
+    /// The direction whose bytes come from `side`.
+    pub const fn from(side: Side) -> Direction {
+        match side {
+            Side::Client => Direction::Up,
+            Side::Upstream => Direction::Down,
+        }
+    }
+}
+
+/// What the driver is to start for a direction. Each step is handed out once and answered once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Receive from the source; answer with `handle_received`, `handle_ended` or `handle_receive_failed`.
+    Receive,
+    /// Send the first `usize` bytes of what was received and is unsent to the sink; bytes behind them are not to
+    /// be forwarded. Answer with `handle_sent` or `handle_send_failed`.
+    Send(usize),
+    /// Shut down the writing half of the sink. Needs no answer.
+    ShutDown,
+}
+
+/// How one side's socket is to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// As close(2) does.
+    Plain,
+    /// By a reset (SO_LINGER 0), once everything sent before has been acknowledged.
+    Reset,
+}
+
+/// The end of a session and how each side's socket is to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closing {
+    /// Why.
+    pub reason: CloseReason,
+    /// How the client is to see it.
+    pub client: Ending,
+    /// How the upstream is to see it.
+    pub upstream: Ending,
+}
+
+impl Closing {
+    /// Closes both sides as close(2) does.
+    pub const fn plain(reason: CloseReason) -> Closing {
+        Closing { reason, client: Ending::Plain, upstream: Ending::Plain }
+    }
+}
+
+/// One direction.
+#[derive(Clone, Debug)]
+struct Pump {
+    state: State,
+    /// How many more bytes may be forwarded; what comes beyond is read and dropped.
+    allowance: u64,
+    /// Bytes that the sink took.
+    delivered: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// A receive is due.
+    Empty,
+    /// A receive is under way.
+    Receiving,
+    /// A send of that many bytes is due.
+    Full(usize),
+    /// A send of that many bytes is under way.
+    Sending(usize),
+    /// The source has ended; the sink is to be told.
+    Ended,
+    /// Nothing more will be moved.
+    Over,
+}
+
+impl Pump {
+    fn poll_step(&mut self) -> Option<Step> {
+        match self.state {
+            State::Empty => {
+                self.state = State::Receiving;
+                Some(Step::Receive)
+            }
+            State::Full(bytes) => {
+                self.state = State::Sending(bytes);
+                Some(Step::Send(bytes))
+            }
+            State::Ended => {
+                self.state = State::Over;
+                Some(Step::ShutDown)
+            }
+            State::Receiving | State::Sending(_) | State::Over => None,
+        }
+    }
+
+    fn handle_received(&mut self, bytes: usize) {
+        debug_assert_eq!(self.state, State::Receiving, "received without a receive");
+        let forwarded = u64::try_from(bytes).unwrap_or(u64::MAX).min(self.allowance);
+        if self.allowance != u64::MAX {
+            self.allowance -= forwarded;
+        }
+        self.state = match usize::try_from(forwarded) {
+            Ok(0) | Err(_) => State::Empty,
+            Ok(forwarded) => State::Full(forwarded),
+        };
+    }
+
+    fn handle_sent(&mut self, bytes: usize) {
+        let State::Sending(due) = self.state else {
+            debug_assert!(false, "sent {bytes} bytes without a send in {:?}", self.state);
+            return;
+        };
+        debug_assert!(bytes <= due, "sent {bytes} of {due} bytes");
+        self.delivered += bytes as u64;
+        self.state = match due.saturating_sub(bytes) {
+            0 => State::Empty,
+            rest => State::Full(rest),
+        };
+    }
+}
+
+/// The limits of an open session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Without a byte in either direction.
+    pub idle: Duration,
+    /// Without a byte after one direction is over.
+    pub half_close: Duration,
+}
+
+/// Both directions of an open session.
+#[derive(Clone, Debug)]
+pub struct Pumps {
+    up: Pump,
+    down: Pump,
+    /// The side whose connection broke, once one has.
+    broken: Option<Side>,
+    last_activity: Instant,
+    patience: Patience,
+}
+
+impl Pumps {
+    /// Pumps that have moved nothing. `up_allowance` bounds what is forwarded from the client (`u64::MAX` for no
+    /// bound); `client_ended` says that its end of stream was seen before.
+    pub fn new(now: Instant, patience: Patience, up_allowance: u64, client_ended: bool) -> Pumps {
+        let pump = |state, allowance| Pump { state, allowance, delivered: 0 };
+        Pumps {
+            up: pump(if client_ended { State::Ended } else { State::Empty }, up_allowance),
+            down: pump(State::Empty, u64::MAX),
+            broken: None,
+            last_activity: now,
+            patience,
+        }
+    }
+
+    /// Counts bytes that the driver was told to send to the upstream ahead of the pump.
+    pub fn count_early(&mut self, bytes: u64) {
+        self.up.delivered += bytes;
+    }
+
+    /// What is to be started for a direction now; `None` while something is under way, or when it is over.
+    pub fn poll_step(&mut self, direction: Direction) -> Option<Step> {
+        self.pump_mut(direction).poll_step()
+    }
+
+    /// The source gave `bytes` bytes, at least 1.
+    pub fn handle_received(&mut self, direction: Direction, bytes: usize, now: Instant) {
+        self.last_activity = now;
+        self.pump_mut(direction).handle_received(bytes);
+    }
+
+    /// The source ended its stream.
+    pub fn handle_ended(&mut self, direction: Direction, now: Instant) {
+        self.last_activity = now;
+        // A broken connection reads as ended once its error was reported elsewhere: that is no orderly end.
+        let broken = self.broken == Some(direction.source());
+        self.pump_mut(direction).state = if broken { State::Over } else { State::Ended };
+    }
+
+    /// Receiving from the source failed: it is broken.
+    pub fn handle_receive_failed(&mut self, direction: Direction) {
+        self.broken.get_or_insert(direction.source());
+        self.pump_mut(direction).state = State::Over;
+    }
+
+    /// The sink took the first `bytes` bytes of what was being sent.
+    pub fn handle_sent(&mut self, direction: Direction, bytes: usize, now: Instant) {
+        self.last_activity = now;
+        self.pump_mut(direction).handle_sent(bytes);
+    }
+
+    /// Sending to the sink failed: it is broken. What it sent before is still read and delivered.
+    pub fn handle_send_failed(&mut self, direction: Direction) {
+        self.broken.get_or_insert(direction.sink());
+        self.pump_mut(direction).state = State::Over;
+    }
+
+    /// How the session ends, once it does.
+    pub fn poll_closing(&self) -> Option<Closing> {
+        match self.broken {
+            None if self.is_over(Direction::Up) && self.is_over(Direction::Down) => {
+                Some(Closing::plain(CloseReason::Finished))
+            }
+            None => None,
+            // Whatever the broken side sent before it broke is delivered first; the other way nothing can be.
+            Some(side) if self.is_over(Direction::from(side)) => Some(match side {
+                Side::Client => Closing {
+                    reason: CloseReason::ClientReset,
+                    client: Ending::Plain,
+                    upstream: Ending::Reset,
+                },
+                Side::Upstream => Closing {
+                    reason: CloseReason::UpstreamReset,
+                    client: Ending::Reset,
+                    upstream: Ending::Plain,
+                },
+            }),
+            Some(_) => None,
+        }
+    }
+
+    /// When `handle_timeout` is due, if nothing happens before.
+    pub fn poll_timeout(&self) -> Instant {
+        self.last_activity + self.limit().0
+    }
+
+    /// The end of the session when its limit has passed; `None` when it came too early.
+    pub fn handle_timeout(&self, now: Instant) -> Option<Closing> {
+        let (limit, reason) = self.limit();
+        (now >= self.last_activity + limit).then_some(Closing::plain(reason))
+    }
+
+    /// Bytes that the sink of a direction took.
+    pub fn delivered(&self, direction: Direction) -> u64 {
+        self.pump(direction).delivered
+    }
+
+    /// Whether nothing more will be moved in a direction.
+    pub fn is_over(&self, direction: Direction) -> bool {
+        self.pump(direction).state == State::Over
+    }
+
+    fn limit(&self) -> (Duration, CloseReason) {
+        if self.is_over(Direction::Up) || self.is_over(Direction::Down) {
+            (self.patience.half_close, CloseReason::HalfCloseTimeout)
+        } else {
+            (self.patience.idle, CloseReason::IdleTimeout)
+        }
+    }
+
+    fn pump(&self, direction: Direction) -> &Pump {
+        match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+        }
+    }
+
+    fn pump_mut(&mut self, direction: Direction) -> &mut Pump {
+        match direction {
+            Direction::Up => &mut self.up,
+            Direction::Down => &mut self.down,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Direction::{Down, Up};
+    use super::*;
+
+    const NOW: Instant = Instant::ZERO;
+    const PATIENCE: Patience = Patience { idle: Duration::from_secs(60), half_close: Duration::from_secs(5) };
+
+    fn pumps() -> Pumps {
+        Pumps::new(NOW, PATIENCE, u64::MAX, false)
+    }
+
+    #[test]
+    fn a_direction_alternates_between_receive_and_send() {
+        let mut pumps = pumps();
+        assert_eq!(pumps.poll_step(Up), Some(Step::Receive));
+        assert_eq!(pumps.poll_step(Up), None);
+        pumps.handle_received(Up, 10, NOW);
+        assert_eq!(pumps.poll_step(Up), Some(Step::Send(10)));
+        pumps.handle_sent(Up, 4, NOW);
+        assert_eq!(pumps.poll_step(Up), Some(Step::Send(6)));
+        assert_eq!(pumps.poll_step(Up), None);
+        pumps.handle_sent(Up, 6, NOW);
+        assert_eq!(pumps.poll_step(Up), Some(Step::Receive));
+        assert_eq!(pumps.delivered(Up), 10);
+    }
+
+    #[test]
+    fn half_close_drains_the_other_direction() {
+        let mut pumps = pumps();
+        for direction in Direction::BOTH {
+            pumps.poll_step(direction);
+        }
+        pumps.handle_ended(Up, NOW);
+        assert_eq!(pumps.poll_step(Up), Some(Step::ShutDown));
+        assert_eq!(pumps.poll_closing(), None);
+        assert_eq!(pumps.poll_timeout(), NOW + PATIENCE.half_close);
+        pumps.handle_received(Down, 1, NOW);
+        assert_eq!(pumps.poll_step(Down), Some(Step::Send(1)));
+        pumps.handle_sent(Down, 1, NOW);
+        assert_eq!(pumps.poll_step(Down), Some(Step::Receive));
+        pumps.handle_ended(Down, NOW);
+        assert_eq!(pumps.poll_closing(), None, "the client has not been told yet");
+        assert_eq!(pumps.poll_step(Down), Some(Step::ShutDown));
+        assert_eq!(pumps.poll_closing(), Some(Closing::plain(CloseReason::Finished)));
+    }
+
+    #[test]
+    fn a_reset_is_passed_on_after_what_came_before_it() {
+        let mut pumps = pumps();
+        pumps.poll_step(Down);
+        pumps.poll_step(Up);
+        pumps.handle_received(Up, 3, NOW);
+        pumps.poll_step(Up);
+        pumps.handle_send_failed(Up);
+        assert_eq!(pumps.poll_closing(), None, "the upstream's last words are still to be read");
+        pumps.handle_received(Down, 7, NOW);
+        assert_eq!(pumps.poll_step(Down), Some(Step::Send(7)));
+        pumps.handle_sent(Down, 7, NOW);
+        assert_eq!(pumps.poll_step(Down), Some(Step::Receive));
+        pumps.handle_ended(Down, NOW);
+        let closing = pumps.poll_closing().unwrap();
+        assert_eq!((closing.reason, closing.client), (CloseReason::UpstreamReset, Ending::Reset));
+        assert_eq!(pumps.poll_step(Down), None, "a reset is not announced as an orderly end");
+    }
+
+    #[test]
+    fn bytes_beyond_the_allowance_are_dropped() {
+        let mut pumps = Pumps::new(NOW, PATIENCE, 5, false);
+        pumps.poll_step(Up);
+        pumps.handle_received(Up, 8, NOW);
+        assert_eq!(pumps.poll_step(Up), Some(Step::Send(5)));
+        pumps.handle_sent(Up, 5, NOW);
+        assert_eq!(pumps.poll_step(Up), Some(Step::Receive));
+        pumps.handle_received(Up, 100, NOW);
+        assert_eq!(pumps.poll_step(Up), Some(Step::Receive));
+        assert_eq!(pumps.delivered(Up), 5);
+    }
+
+    #[test]
+    fn an_early_timeout_is_no_timeout() {
+        let mut pumps = pumps();
+        pumps.poll_step(Up);
+        let later = NOW + Duration::from_secs(30);
+        pumps.handle_received(Up, 1, later);
+        assert_eq!(pumps.handle_timeout(NOW + Duration::from_secs(61)), None);
+        let closing = pumps.handle_timeout(later + PATIENCE.idle).unwrap();
+        assert_eq!(closing.reason, CloseReason::IdleTimeout);
+    }
+}

@@ -1,0 +1,98 @@
+//! A finished session, as its log line tells it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::close::{CloseReason, ConnectError};
+use crate::wire::Destination;
+
+/// Who connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ClientAddr {
+    /// Over TCP, from there.
+    Ip(SocketAddr),
+    /// Over a Unix socket.
+    Unix,
+}
+
+impl ClientAddr {
+    /// Whether a listener with these `allow` networks serves the client.
+    pub fn is_allowed(&self, allow: Option<&[IpNet]>) -> bool {
+        match (self, allow) {
+            (ClientAddr::Unix, _) | (ClientAddr::Ip(_), None) => true,
+            (ClientAddr::Ip(address), Some(networks)) => {
+                // A dual-stack socket shows IPv4 clients in mapped form.
+                let address = address.ip().to_canonical();
+                networks.iter().any(|network| network.contains(&address))
+            }
+        }
+    }
+}
+
+impl fmt::Display for ClientAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ClientAddr::Ip(address) => SocketAddr::new(address.ip().to_canonical(), address.port()).fmt(f),
+            ClientAddr::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+/// One line of the session log.
+#[derive(Debug)]
+pub struct Record<'session> {
+    /// Who connected.
+    pub client: &'session ClientAddr,
+    /// Where.
+    pub listener: &'session str,
+    /// The upstream that was tried last, if any.
+    pub target: Option<&'session str>,
+    /// What the client asked for, where its protocol says so.
+    pub destination: Option<&'session Destination>,
+    /// How many upstreams were tried.
+    pub attempts: u16,
+    /// Why the last one that failed did.
+    pub last_error: Option<ConnectError>,
+    /// Bytes delivered to the upstream.
+    pub bytes_up: u64,
+    /// Bytes delivered to the client.
+    pub bytes_down: u64,
+    /// From accept to an open upstream, if it came to that.
+    pub setup: Option<Duration>,
+    /// From accept to the end.
+    pub duration: Duration,
+    /// Why it ended.
+    pub reason: CloseReason,
+}
+
+impl Record<'_> {
+    /// The `tracing` target of session lines, for filters.
+    pub const LOG_TARGET: &'static str = "ringweir::session";
+
+    /// Writes the line to the log.
+    pub fn log(&self) {
+        tracing::info!(
+            target: Record::LOG_TARGET,
+            client = %self.client,
+            listener = self.listener,
+            target_name = self.target,
+            destination = self.destination.map(tracing::field::display),
+            attempts = self.attempts,
+            error = self.last_error.map(tracing::field::display),
+            bytes_up = self.bytes_up,
+            bytes_down = self.bytes_down,
+            setup_ms = self.setup.map(millis),
+            duration_ms = millis(self.duration),
+            reason = self.reason.as_str(),
+            "session"
+        );
+    }
+}
+
+/// Milliseconds with three decimals: a session on one machine is over in less than one.
+fn millis(span: Duration) -> f64 {
+    (span.as_secs_f64() * 1e6).round() / 1e3
+}

@@ -1,0 +1,100 @@
+//! A worker's own hold on a snapshot: the shared, immutable part, and what only this worker remembers beside it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::pick::{self, Memory};
+use crate::snapshot::{Group, Snapshot, TargetIndex, TargetKind, WorkerIndex};
+
+/// A snapshot as one worker sees it. Sessions hold it by `Rc`: no counter is shared between cores, and a session
+/// keeps the world it was dispatched in until it ends.
+#[derive(Debug)]
+pub struct View {
+    snapshot: Arc<Snapshot>,
+    worker: WorkerIndex,
+    private: RefCell<Private>,
+}
+
+/// What only this worker writes.
+#[derive(Debug)]
+struct Private {
+    rng: fastrand::Rng,
+    /// By [`TargetIndex`]; `None` for upstreams.
+    memories: Vec<Option<Memory>>,
+}
+
+impl View {
+    /// The first view of a worker; `seed` makes its random draws repeatable.
+    pub fn new(snapshot: Arc<Snapshot>, worker: WorkerIndex, seed: u64) -> Rc<View> {
+        let memories = groups(&snapshot).map(|group| group.map(|group| Memory::new(group, worker))).collect();
+        let private = RefCell::new(Private { rng: fastrand::Rng::with_seed(seed), memories });
+        Rc::new(View { snapshot, worker, private })
+    }
+
+    /// The view of the next snapshot. Groups that keep their name keep what the worker remembers for them.
+    pub fn succeeded_by(&self, snapshot: Arc<Snapshot>) -> Rc<View> {
+        let rng = self.private.borrow_mut().rng.fork();
+        let private = self.private.borrow();
+        let before: HashMap<&str, (&Memory, &Group)> = groups(&self.snapshot)
+            .zip(&private.memories)
+            .zip(&self.snapshot.targets)
+            .filter_map(|((group, memory), target)| Some((&*target.name, (memory.as_ref()?, group?))))
+            .collect();
+        let memories = groups(&snapshot)
+            .zip(&snapshot.targets)
+            .map(|(group, target)| {
+                let group = group?;
+                Some(match before.get(&*target.name) {
+                    Some((memory, old)) => memory.carried_over((&self.snapshot, old), (&snapshot, group)),
+                    None => Memory::new(group, self.worker),
+                })
+            })
+            .collect();
+        Rc::new(View { snapshot, worker: self.worker, private: RefCell::new(Private { rng, memories }) })
+    }
+
+    /// The snapshot.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Whose view this is.
+    pub fn worker(&self) -> WorkerIndex {
+        self.worker
+    }
+
+    /// Picks a member of the group at `index` among those for which `may` holds.
+    pub fn pick(&self, index: TargetIndex, group: &Group, may: impl Fn(usize) -> bool) -> Option<usize> {
+        let private = &mut *self.private.borrow_mut();
+        let memory = private.memories[index.0 as usize].get_or_insert_with(Memory::default);
+        pick::pick(&self.snapshot, group, memory, &mut private.rng, may)
+    }
+}
+
+fn groups(snapshot: &Snapshot) -> impl Iterator<Item = Option<&Group>> {
+    snapshot.targets.iter().map(|target| match &target.kind {
+        TargetKind::Group(group) => Some(group),
+        TargetKind::Upstream(_) => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pick::tests::world;
+    use crate::snapshot::Policy;
+
+    #[test]
+    fn a_new_snapshot_goes_on_where_the_cycle_stood() {
+        let (first, group) = world(Policy::RoundRobin, &[1, 1, 1]);
+        let (second, _) = world(Policy::RoundRobin, &[1, 1, 1]);
+        let index = TargetIndex(3);
+        let view = View::new(Arc::new(first), WorkerIndex(0), 1);
+        assert_eq!(view.pick(index, &group, |_| true), Some(0));
+        let view = view.succeeded_by(Arc::new(second));
+        assert_eq!(view.pick(index, &group, |_| true), Some(1));
+        assert_eq!(view.pick(index, &group, |_| true), Some(2));
+    }
+}
