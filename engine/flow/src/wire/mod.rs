@@ -1,9 +1,155 @@
 //! The wire protocols, as state machines over bytes: fed slices in any split, they never read past them, never
 //! panic on what a peer sends, and hold no more than their named bound.
 
+pub mod handshake;
+pub mod http;
+pub mod mixed;
+pub mod socks5;
+
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+
+use crate::close::CloseReason;
+
+/// What a server-side handshake made of the bytes it was offered.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// How many bytes of the input are done with. They must not be offered again.
+    pub consumed: usize,
+    /// What comes next.
+    pub step: Step,
+}
+
+/// What a server-side handshake wants next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// More bytes: the unconsumed rest is offered again, together with what follows.
+    Incomplete,
+    /// This goes to the client; then the rest is offered at once.
+    Reply(Cow<'static, [u8]>),
+    /// The request is complete. What follows the consumed bytes is payload for the upstream.
+    Request(Request),
+    /// This, if it is not empty, goes to the client, and then the session ends.
+    Refuse {
+        /// The last word to the client.
+        reply: Cow<'static, [u8]>,
+        /// Why the session ends.
+        reason: CloseReason,
+    },
+}
+
+impl Progress {
+    pub(crate) fn incomplete() -> Progress {
+        Progress { consumed: 0, step: Step::Incomplete }
+    }
+
+    pub(crate) fn reply(consumed: usize, reply: &'static [u8]) -> Progress {
+        Progress { consumed, step: Step::Reply(Cow::Borrowed(reply)) }
+    }
+
+    pub(crate) fn request(consumed: usize, request: Request) -> Progress {
+        Progress { consumed, step: Step::Request(request) }
+    }
+
+    pub(crate) fn refuse(reply: impl Into<Cow<'static, [u8]>>, reason: CloseReason) -> Progress {
+        Progress { consumed: 0, step: Step::Refuse { reply: reply.into(), reason } }
+    }
+}
+
+/// What a client asked for. Its `Debug` shows the length of the preface, never its bytes: cookies and passwords
+/// stand in there.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Where it wants to go.
+    pub destination: Destination,
+    /// What the upstream gets before the client's payload: the rewritten head of a plain HTTP request, else
+    /// nothing.
+    pub preface: Vec<u8>,
+    /// How much of the payload that follows belongs to this request.
+    pub body: Body,
+    /// How the client is told what became of it.
+    pub answer: Answer,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("destination", &self.destination)
+            .field("preface_bytes", &self.preface.len())
+            .field("body", &self.body)
+            .field("answer", &self.answer)
+            .finish()
+    }
+}
+
+/// How much of what a client sends after its request may be forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// All of it.
+    Unlimited,
+    /// This many bytes; what follows is meant for somebody else and is dropped.
+    Limited(u64),
+}
+
+/// How a client is told of success or failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Not at all: `tcp` has no words for it.
+    None,
+    /// By a SOCKS5 reply (RFC 1928, section 6).
+    Socks5,
+    /// By an HTTP response, also on success (RFC 9110, section 9.3.6).
+    HttpConnect,
+    /// By an HTTP response, on failure alone: success is for the upstream to tell.
+    HttpPlain,
+}
+
+/// Why a request could not be fulfilled, as far as a client is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Nobody listens at the destination.
+    Refused,
+    /// The destination did not answer in time.
+    TimedOut,
+    /// There is no route to the destination's network.
+    NetworkUnreachable,
+    /// The destination's host does not answer.
+    HostUnreachable,
+    /// The destination may not be reached from this listener.
+    NotAllowed,
+    /// The destination's name has no address.
+    NotResolved,
+    /// No member of the target is up.
+    NoTarget,
+    /// The operator rejects such requests.
+    Rejected,
+    /// No descriptor, port or memory is left.
+    OutOfResources,
+    /// Anything else.
+    General,
+}
+
+impl Answer {
+    /// What a client is sent when its upstream is open; `local` is the address we dialled from. May be empty.
+    pub fn success(self, local: Option<SocketAddr>) -> Cow<'static, [u8]> {
+        match self {
+            Answer::None | Answer::HttpPlain => Cow::Borrowed(b""),
+            Answer::Socks5 => socks5::success(local),
+            Answer::HttpConnect => http::CONNECTED.into(),
+        }
+    }
+
+    /// What a client is sent when its request failed. Empty for [`Answer::None`].
+    pub fn failure(self, failure: Failure) -> Cow<'static, [u8]> {
+        match self {
+            Answer::None => Cow::Borrowed(b""),
+            Answer::Socks5 => socks5::failure(failure),
+            Answer::HttpConnect | Answer::HttpPlain => http::failure(failure),
+        }
+    }
+}
 
 /// The longest domain name that is passed on (RFC 1035, section 2.3.4 allows 255 octets on the wire).
 pub const MAX_HOST_BYTES: usize = 255;

@@ -1,0 +1,162 @@
+//! The server side of an HTTP/1 proxy: CONNECT tunnels and plain `http://` requests (RFC 9110, RFC 9112).
+//!
+//! Each connection carries one request. A plain request goes on with `Connection: close`, so that the upstream's
+//! end of stream ends its answer; a client that wants more opens more connections, and what it pipelines behind
+//! the first request is never forwarded. Requests that upgrade to another protocol keep their connection.
+//!
+//! No `Via` is added: which proxy a request came through is the operator's to tell. A client's HTTP version is kept,
+//! because its answer passes unread.
+
+mod fields;
+mod reply;
+mod target;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use httparse::Header;
+use zeroize::Zeroizing;
+
+use self::fields::Framing;
+use self::reply::Refusal;
+use self::target::Target;
+use super::{Answer, Body, Progress, Request};
+use crate::users::Users;
+
+pub(super) use self::reply::{CONNECTED, failure};
+
+/// The longest head of a request, from its first byte to the empty line: what common servers take (nginx and
+/// Apache 8 KiB a line, HAProxy 16 KiB in all), so that a request too long for us is too long for most upstreams.
+pub const MAX_HEAD_BYTES: usize = 16 * 1024;
+
+/// The most header fields of a request; Apache's default, far above what browsers send.
+pub const MAX_HEADERS: usize = 100;
+
+/// The most bytes of empty lines before a request; RFC 9112, section 2.2 asks to ignore at least one line.
+pub const MAX_LEADING_BYTES: usize = 16;
+
+/// An HTTP handshake: one request head, up to its empty line.
+#[derive(Debug, Default)]
+pub struct Handshake {
+    /// No head ends before this offset, so that a head that comes byte by byte is searched once, not once a byte.
+    searched: usize,
+}
+
+impl Handshake {
+    /// See [`handshake::Handshake::advance`](super::handshake::Handshake::advance).
+    pub fn advance(&mut self, input: &[u8], users: Option<&Users>) -> Progress {
+        let read = self.find_end(input).and_then(|end| match end {
+            Some(end) => read_request(&input[..end], users).map(|request| Progress::request(end, request)),
+            None => Ok(Progress::incomplete()),
+        });
+        read.unwrap_or_else(Refusal::into_progress)
+    }
+
+    /// Where the head ends, just behind its empty line.
+    fn find_end(&mut self, input: &[u8]) -> Result<Option<usize>, Refusal> {
+        let leading = input.iter().take(MAX_LEADING_BYTES + 1).take_while(|byte| is_line_end(byte)).count();
+        if leading > MAX_LEADING_BYTES || input.get(leading).is_some_and(|&byte| !is_token_byte(byte)) {
+            return Err(Refusal::Malformed("no HTTP request"));
+        }
+        let from = self.searched.max(leading);
+        let window = &input[from.min(input.len())..input.len().min(MAX_HEAD_BYTES)];
+        if let Some(end) = empty_line_end(window) {
+            return Ok(Some(from + end));
+        }
+        if input.len() >= MAX_HEAD_BYTES {
+            return Err(Refusal::HeadTooLarge);
+        }
+        // The last two bytes may be the start of an empty line's `\n\r\n`.
+        self.searched = input.len().saturating_sub(2);
+        Ok(None)
+    }
+}
+
+fn is_line_end(byte: &u8) -> bool {
+    matches!(byte, b'\r' | b'\n')
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// Lines end in CRLF or in a bare LF (RFC 9112, section 2.2), as the parser sees it too.
+fn empty_line_end(bytes: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    while let Some(found) = bytes[from..].iter().position(|&byte| byte == b'\n') {
+        let next = from + found + 1;
+        match &bytes[next..] {
+            [b'\n', ..] => return Some(next + 1),
+            [b'\r', b'\n', ..] => return Some(next + 2),
+            _ => from = next,
+        }
+    }
+    None
+}
+
+fn read_request(head: &[u8], users: Option<&Users>) -> Result<Request, Refusal> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut headers);
+    match parsed.parse(head) {
+        Ok(httparse::Status::Complete(end)) if end == head.len() => {}
+        Ok(_) => return Err(Refusal::Malformed("the request's head is malformed")),
+        Err(error) => return Err(Refusal::from_parser(error, head)),
+    }
+    let (Some(method), Some(uri), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
+        return Err(Refusal::Malformed("the request's first line is incomplete"));
+    };
+    let version = if version == 0 { Version::Http10 } else { Version::Http11 };
+    let framing = Framing::read(version, parsed.headers)?;
+    if let Some(users) = users
+        && !may_pass(parsed.headers, users)
+    {
+        return Err(Refusal::AuthenticationRequired);
+    }
+    match Target::parse(method, uri)? {
+        Target::Tunnel { authority, port } => match framing {
+            Framing::None | Framing::Length(0) => Ok(Request {
+                destination: authority.destination(port)?,
+                preface: Vec::new(),
+                body: Body::Unlimited,
+                answer: Answer::HttpConnect,
+            }),
+            Framing::Length(_) | Framing::Chunked => {
+                Err(Refusal::Malformed("a CONNECT request has no content"))
+            }
+        },
+        Target::Absolute(target) => {
+            let destination = target.authority.destination(target::HTTP_PORT)?;
+            let line = fields::RequestLine { method, target, version };
+            let (preface, body) = fields::rewrite(&line, parsed.headers, framing)?;
+            Ok(Request { destination, preface, body, answer: Answer::HttpPlain })
+        }
+    }
+}
+
+/// The versions that this proxy speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    Http10,
+    Http11,
+}
+
+/// Whether the one `Proxy-Authorization` there is names one of `users` with the right password (RFC 7617).
+fn may_pass(headers: &[Header<'_>], users: &Users) -> bool {
+    let mut found = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("proxy-authorization"));
+    let (Some(header), None) = (found.next(), found.next()) else { return false };
+    let Some((scheme, encoded)) = header.value.split_at_checked(b"Basic ".len()) else { return false };
+    if !scheme.eq_ignore_ascii_case(b"Basic ") {
+        return false;
+    }
+    let mut decoded = Zeroizing::new(Vec::with_capacity(encoded.len()));
+    if BASE64_STANDARD.decode_vec(encoded.trim_ascii_start(), &mut decoded).is_err() {
+        return false;
+    }
+    match decoded.iter().position(|&byte| byte == b':') {
+        Some(colon) => users.verify(&decoded[..colon], &decoded[colon + 1..]),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;
