@@ -32,8 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// What was found to work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
-    /// One receive can fill several buffers, in order (IORING_RECVSEND_BUNDLE). Kernels before 6.10 refuse it, and some
-    /// after that return buffers in the wrong order.
+    /// One receive can fill several buffers, in order, and no more than it may (IORING_RECVSEND_BUNDLE). Kernels before
+    /// 6.10 refuse it, and some after that return buffers in the wrong order.
     pub receive_bundle: bool,
 }
 
@@ -179,7 +179,7 @@ impl Stream {
     fn handle_received(&mut self, ring: &mut Ring, chunks: Chunks, round: usize) -> Option<()> {
         let expected = self.read..self.read + chunks.len();
         let bytes = chunks.slices(ring).flatten().copied();
-        let sound = !chunks.is_empty() && bytes.eq(expected.map(pattern));
+        let sound = (1..=MAX_BYTES as usize).contains(&chunks.len()) && bytes.eq(expected.map(pattern));
         self.read += chunks.len();
         self.held.push_back(chunks);
         if self.held.len() > HELD {

@@ -169,10 +169,23 @@ impl Ring {
         unsafe { self.submit(entry, token, 0) };
     }
 
+    /// Accepts one connection. The listener is in blocking mode.
+    ///
+    /// # Panics
+    /// when the token's op is not [`Op::Accept`].
+    pub fn accept(&mut self, token: Token, fd: BorrowedFd<'_>) {
+        assert_op(token, Op::Accept);
+        let entry = opcode::Accept::new(descriptor(fd), ptr::null_mut(), ptr::null_mut())
+            .flags(libc::SOCK_CLOEXEC)
+            .build();
+        // SAFETY: an accept that does not ask for the peer's address points to no memory.
+        unsafe { self.submit(entry, token, 0) };
+    }
+
     /// Receives what is there, or waits until something is, into buffers of the pool; none is taken before.
     ///
-    /// At most `max_bytes` arrive, rounded down to whole buffers but one at least; with bundles the kernel may go beyond
-    /// that when more is waiting (up to what stands in its buffer ring). Without them one buffer is the most.
+    /// At most `max_bytes` arrive. With bundles that is rounded down to whole buffers, one at least; without them one
+    /// buffer is the most.
     ///
     /// # Panics
     /// when the token's op is not [`Op::Receive`].
@@ -181,7 +194,9 @@ impl Ring {
         assert_op(token, Op::Receive);
         let buffer_bytes = self.pool.buffer_bytes();
         let (len, flags) = if self.receive_bundle && max_bytes > buffer_bytes {
-            (max_bytes - max_bytes % buffer_bytes, BUNDLE)
+            // One byte more than whole buffers: the kernel then maps the whole ones, leaves the last, and is done with
+            // those (io_ring_buffers_peek). Asked for whole buffers it would look again, and take all that waits.
+            (max_bytes - max_bytes % buffer_bytes + 1, BUNDLE)
         } else {
             (max_bytes.clamp(1, buffer_bytes), 0)
         };
