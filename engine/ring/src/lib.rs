@@ -43,21 +43,25 @@
 #![allow(unsafe_code)]
 
 mod completion;
+mod config;
 mod inflight;
 mod pool;
 mod probe;
 mod ring;
 mod setup;
+mod socket;
 mod token;
 mod wake;
 
 pub use completion::{Completion, Unsent};
+pub use config::{RingConfig, RingStats};
 pub use pool::{Chunks, Slices};
 pub use probe::Capabilities;
-pub use ring::{Ring, RingConfig, RingStats};
+pub use ring::Ring;
 pub use rustix::event::PollFlags as PollEvents;
 pub use rustix::io::Errno;
 pub use rustix::net::{SocketAddrAny, SocketAddrUnix};
 pub use setup::SetupError;
+pub use socket::unacknowledged_bytes;
 pub use token::{MAX_GENERATIONS, MAX_LANES, MAX_SLOTS, Op, Token};
 pub use wake::Waker;

@@ -17,7 +17,8 @@ use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-use crate::ring::{Ring, RingConfig};
+use crate::config::RingConfig;
+use crate::ring::Ring;
 
 /// The one group of provided buffers of a ring.
 pub(crate) const GROUP: u16 = 0;

@@ -8,8 +8,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::completion::Completion;
+use crate::config::RingConfig;
 use crate::pool::Chunks;
-use crate::ring::{Ring, RingConfig};
+use crate::ring::Ring;
 use crate::setup::SetupError;
 use crate::{Errno, Op, Token};
 

@@ -11,6 +11,7 @@ use io_uring::types::{CancelBuilder, Fd};
 use io_uring::{cqueue, opcode, squeue};
 
 use crate::completion::{Completion, Unsent};
+use crate::config::{RingConfig, RingStats};
 use crate::inflight::{Fixed, InFlight, Memory};
 use crate::pool::{self, Chunks, Pool, PoolError};
 use crate::probe::{self, Capabilities};
@@ -26,58 +27,6 @@ const BUNDLE: u16 = 1 << 4;
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 /// How long it waits before it cancels again.
 const DRAIN_PAUSE: Duration = Duration::from_millis(20);
-
-/// Sizes of a ring.
-#[derive(Clone, Debug)]
-pub struct RingConfig {
-    /// Operations that can be queued before they must be submitted; more are submitted early. The kernel rounds it up
-    /// to a power of two, and down to 32768.
-    pub entries: u32,
-    /// Buffers in the pool: what sends in flight hold, and what receives get.
-    pub buffers: u16,
-    /// Bytes of each; a multiple of 64.
-    pub buffer_bytes: u32,
-    /// How many of the pool's buffers stand ready in the kernel at a time: what one turn can receive. A power of two.
-    /// Fewer means that the same warm ones come round sooner.
-    pub ring_buffers: u16,
-    /// Whether receives may fill several buffers at once: [`Capabilities::receive_bundle`] of [`Ring::probe`].
-    pub receive_bundle: bool,
-}
-
-impl Default for RingConfig {
-    fn default() -> RingConfig {
-        RingConfig {
-            entries: 1024,
-            buffers: 1024,
-            buffer_bytes: 16 << 10,
-            ring_buffers: 256,
-            receive_bundle: false,
-        }
-    }
-}
-
-/// Counters of a ring, since it was made.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RingStats {
-    /// Calls of [`Ring::wait`].
-    pub turns: u64,
-    /// Operations submitted, the ring's own included.
-    pub submitted: u64,
-    /// Completions read, the ring's own included.
-    pub completions: u64,
-    /// Buffers not held by any [`Chunks`].
-    pub pool_free: usize,
-    /// The least that `pool_free` has been.
-    pub pool_low_water: usize,
-    /// Receives that found no buffer.
-    pub no_buffers: u64,
-    /// Operations that the kernel has not had room for yet.
-    pub backlog: usize,
-    /// Operations of the caller's that have not ended.
-    pub in_flight: usize,
-    /// Buffers lost by dropping a [`Chunks`], in the whole process.
-    pub leaked_buffers: u64,
-}
 
 /// An io_uring with its pool of buffers, for the thread that made it.
 pub struct Ring {
@@ -609,4 +558,42 @@ fn outcome(result: i32) -> Result<usize, Errno> {
 fn adopt(accepted: usize) -> OwnedFd {
     // SAFETY: the kernel has just made this descriptor for us, and tells of it once.
     unsafe { OwnedFd::from_raw_fd(accepted as i32) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_backlog_is_submitted_first_and_in_order() {
+        // The kernel seldom refuses, so the backlog is made by hand: it is longer than the queue, and a send after it
+        // must not overtake.
+        let mut ring = Ring::new(&RingConfig { entries: 4, ..RingConfig::default() }).unwrap();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        ring.wait(Some(Duration::ZERO)).unwrap();
+        // A cancel of nothing: the ring swallows its completion.
+        ring.own_in_flight += 1;
+        let parked = opcode::AsyncCancel::new(token::CANCELLED).build().user_data(token::CANCELLED);
+        ring.backlog.push_back(parked);
+        for slot in 0..50 {
+            ring.send_owned(Token::new(Op::Send, 0, slot, 0), near.as_fd(), vec![slot as u8], 0);
+        }
+        assert_eq!(ring.stats().backlog, 51);
+        let mut ended = 0;
+        while ended < 50 {
+            ring.wait(Some(Duration::from_secs(1))).unwrap();
+            while let Some(completion) = ring.next_completion() {
+                assert!(matches!(completion, Completion::Sent { result: Ok(1), rest: None, .. }));
+                ended += 1;
+            }
+        }
+        assert_eq!((ring.stats().backlog, ring.in_flight()), (0, 0));
+        drop(near);
+        let mut all = Vec::new();
+        far.read_to_end(&mut all).unwrap();
+        assert_eq!(all, (0..50).collect::<Vec<u8>>());
+    }
 }
