@@ -1,1 +1,153 @@
-//! (being built)
+//! The io_uring driver of ringweir: thread per core, one ring each, the same sessions as everywhere.
+//!
+//! ```text
+//! listener -> handshake -> connect -> pump -> account
+//! ```
+//!
+//! are the files, in the order in which a byte meets them; `worker.rs` holds the only loop.
+#![cfg(target_os = "linux")]
+
+mod account;
+mod connect;
+mod handshake;
+mod listener;
+mod live;
+mod pump;
+mod sessions;
+mod timers;
+mod worker;
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use ringweir_flow::resolve::Resolver;
+use ringweir_flow::snapshot::{BindId, Snapshot, WorkerIndex};
+use ringweir_ring::{Capabilities, Ring, SetupError, Waker};
+use socket2::Socket;
+
+use crate::worker::{Message, Worker, WorkerOptions};
+
+/// The sockets of a new bind: one for each worker (`SO_REUSEPORT`), or one that all share.
+pub type Opened = (BindId, Vec<Socket>);
+
+/// What the engine is told at its start.
+pub struct Options {
+    /// How many workers, at least 1. They are pinned to cores when there are as many as cores.
+    pub workers: usize,
+    /// Resolves the names that clients ask for.
+    pub resolver: Arc<dyn Resolver>,
+}
+
+/// Why the engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The kernel refuses io_uring, or lacks a part that is needed.
+    #[error("io_uring is not to be had: {0}")]
+    Ring(#[from] SetupError),
+    /// No thread could be started.
+    #[error("a worker thread could not be started: {0}")]
+    Thread(std::io::Error),
+    /// A worker ended before it served.
+    #[error("worker {0} ended while it started")]
+    Lost(usize),
+}
+
+/// Whether io_uring can be had here, and what of it works; tried live, never read off a version number.
+///
+/// # Errors
+/// [`SetupError`] says what is refused.
+pub fn probe() -> Result<Capabilities, SetupError> {
+    Ring::probe()
+}
+
+/// A running engine.
+#[derive(Debug)]
+pub struct Handle {
+    workers: Vec<WorkerHandle>,
+}
+
+#[derive(Debug)]
+struct WorkerHandle {
+    inbox: Sender<Message>,
+    waker: Waker,
+    thread: JoinHandle<()>,
+}
+
+/// Starts the workers. They serve when this returns.
+///
+/// # Errors
+/// [`StartError`]; no thread is left then.
+pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> Result<Handle, StartError> {
+    let capabilities = probe()?;
+    let cores = worker::allowed_cores();
+    let session_limits = listener::session_limits(options.workers);
+    let mut workers = Vec::with_capacity(options.workers);
+    for (index, sockets) in (0..options.workers).zip(listener::share(opened, options.workers)) {
+        let (inbox, messages) = unbounded();
+        let (ready, is_ready) = bounded(1);
+        let worker = WorkerOptions {
+            worker: WorkerIndex(index),
+            core: (cores.len() == options.workers).then(|| cores[index]),
+            capabilities,
+            session_limit: session_limits,
+            resolver: Arc::clone(&options.resolver),
+            inbox: inbox.clone(),
+        };
+        let (snapshot, messages): (_, Receiver<Message>) = (Arc::clone(&snapshot), messages);
+        let thread = thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || match Worker::new(worker, snapshot, sockets, messages) {
+                Ok(mut worker) => {
+                    let _ = ready.send(Ok(worker.waker()));
+                    worker.run();
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            })
+            .map_err(StartError::Thread)?;
+        let waker = is_ready.recv().map_err(|_| StartError::Lost(index))??;
+        workers.push(WorkerHandle { inbox, waker, thread });
+    }
+    Ok(Handle { workers })
+}
+
+impl Handle {
+    /// Swaps the snapshot, opens the sockets of new binds and closes those of binds that are gone, after what waits
+    /// in their accept queues has been served.
+    pub fn publish(&self, snapshot: &Arc<Snapshot>, opened: Vec<Opened>) {
+        for (worker, opened) in self.workers.iter().zip(listener::share(opened, self.workers.len())) {
+            worker.tell(Message::Publish { snapshot: Arc::clone(snapshot), opened });
+        }
+    }
+
+    /// Stops accepting, after what waits in the accept queues; sessions go on.
+    pub fn drain(&self) {
+        for worker in &self.workers {
+            worker.tell(Message::Drain);
+        }
+    }
+
+    /// Ends every session and the workers; returns when they are gone.
+    pub fn stop(self) {
+        for worker in &self.workers {
+            worker.tell(Message::Stop);
+        }
+        for worker in self.workers {
+            let name = worker.thread.thread().name().unwrap_or("worker").to_owned();
+            if worker.thread.join().is_err() {
+                tracing::error!(worker = name, "a worker had panicked");
+            }
+        }
+    }
+}
+
+impl WorkerHandle {
+    fn tell(&self, message: Message) {
+        // A worker that is gone has nothing left to be told.
+        if self.inbox.send(message).is_ok() {
+            self.waker.wake();
+        }
+    }
+}

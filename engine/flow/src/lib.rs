@@ -19,7 +19,7 @@ pub mod pump;
 pub mod reach;
 pub mod record;
 pub mod resolve;
-// pub mod session;
+pub mod session;
 pub mod snapshot;
 pub mod time;
 pub mod users;

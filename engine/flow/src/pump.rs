@@ -148,6 +148,10 @@ impl Pump {
     }
 
     fn handle_received(&mut self, bytes: usize) {
+        if self.state == State::Over {
+            // The sink failed while the receive was under way: there is nowhere to put the bytes.
+            return;
+        }
         debug_assert_eq!(self.state, State::Receiving, "received without a receive");
         let forwarded = u64::try_from(bytes).unwrap_or(u64::MAX).min(self.allowance);
         if self.allowance != u64::MAX {
@@ -226,6 +230,9 @@ impl Pumps {
     /// The source ended its stream.
     pub fn handle_ended(&mut self, direction: Direction, now: Instant) {
         self.last_activity = now;
+        if self.is_over(direction) {
+            return;
+        }
         // A broken connection reads as ended once its error was reported elsewhere: that is no orderly end.
         let broken = self.broken == Some(direction.source());
         self.pump_mut(direction).state = if broken { State::Over } else { State::Ended };

@@ -1,0 +1,94 @@
+//! Carries out a session's commands, and keeps a receive from the client under way while it reads a request.
+
+use ringweir_flow::pump::{Direction, Side, Step};
+use ringweir_flow::session::Command;
+use rustix::net::{Shutdown, shutdown};
+
+use crate::connect;
+use crate::live::{AfterOutbox, Live, Receiving, Sending, token};
+use crate::pump;
+use crate::sessions::SessionId;
+use crate::worker::{Message, Tools, cancel_all};
+
+/// Carries out everything that the session wants at the moment.
+pub(crate) fn drive(live: &mut Live, id: SessionId, tools: &mut Tools) {
+    loop {
+        while let Some(command) = live.session.poll_command() {
+            carry_out(command, live, id, tools);
+        }
+        if live.closing.is_some() {
+            return;
+        }
+        if live.session.is_pumping() {
+            pump::drive(live, id, tools);
+        } else if live.session.wants_bytes() && live.client.receiving == Receiving::Idle {
+            pump::receive(live, id, Side::Client, tools);
+        }
+        flush(live, id, Side::Client, tools);
+        flush(live, id, Side::Upstream, tools);
+        match live.session.poll_command() {
+            Some(command) => carry_out(command, live, id, tools),
+            None => return,
+        }
+    }
+}
+
+fn carry_out(command: Command, live: &mut Live, id: SessionId, tools: &mut Tools) {
+    match command {
+        Command::Send(side, bytes) => match live.stream(side) {
+            Some(stream) => stream.outbox.extend_from_slice(&bytes),
+            // Bytes for the upstream come just ahead of the pump command that names its socket.
+            None => live.dials.early.extend_from_slice(&bytes),
+        },
+        Command::ShutDownClient => live.client.after_outbox = AfterOutbox::ShutDown,
+        Command::Connect { attempt, address, local } => {
+            connect::start(live, id, attempt, &address, local, tools);
+        }
+        Command::Abandon(attempt) => connect::abandon(live, id, attempt, tools),
+        Command::Resolve(name) => {
+            let (inbox, waker) = (tools.inbox.clone(), tools.waker.clone());
+            tools.resolver.resolve(
+                name,
+                Box::new(move |resolved| {
+                    // A worker that is gone has no use for the answer.
+                    if inbox.send(Message::Resolved { id, resolved }).is_ok() {
+                        waker.wake();
+                    }
+                }),
+            );
+        }
+        Command::Pump(attempt) => {
+            live.upstream = connect::take(live, attempt);
+            // A receive from the client that is under way becomes the pump's first.
+            if live.client.receiving != Receiving::Idle {
+                let step = live.session.poll_step(Direction::Up);
+                debug_assert_eq!(step, Some(Step::Receive));
+            }
+        }
+        Command::Close(closing) => {
+            live.closing = Some(closing);
+            cancel_all(live, id, tools);
+        }
+    }
+}
+
+/// Sends what the session commanded to be sent, one operation at a time.
+pub(crate) fn flush(live: &mut Live, id: SessionId, side: Side, tools: &mut Tools) {
+    let Some(stream) = live.stream(side) else { return };
+    if stream.sending != Sending::Nothing {
+        return;
+    }
+    if !stream.outbox.is_empty() {
+        let bytes = std::mem::take(&mut stream.outbox);
+        stream.sending = Sending::Outbox;
+        tools.ring.send_owned(token(ringweir_ring::Op::Send, side, id), stream.fd(), bytes, 0);
+        live.in_flight += 1;
+        return;
+    }
+    if stream.after_outbox == AfterOutbox::ShutDown {
+        stream.after_outbox = AfterOutbox::Nothing;
+        // It fails only when the connection is gone, which the receive reports.
+        let _ = shutdown(stream.fd(), Shutdown::Write);
+        live.session.handle_shut_down();
+    }
+}

@@ -1,0 +1,132 @@
+//! A session as the worker holds it: flow's part, the sockets, and what is under way on them.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use ringweir_flow::pump::{Closing, Side};
+use ringweir_flow::session::Session;
+use ringweir_flow::time::Instant;
+use ringweir_ring::{Chunks, Op, Token};
+
+use crate::connect::Dials;
+use crate::sessions::SessionId;
+
+/// A session and its sockets.
+pub(crate) struct Live {
+    pub(crate) session: Session,
+    pub(crate) client: Stream,
+    pub(crate) upstream: Option<Stream>,
+    pub(crate) dials: Dials,
+    /// Operations of this session that the ring has not answered yet. Its slot is not given to another before.
+    pub(crate) in_flight: u32,
+    /// The earliest timer that is set for it.
+    pub(crate) armed: Option<Instant>,
+    pub(crate) closing: Option<Closing>,
+}
+
+/// One socket of a session.
+pub(crate) struct Stream {
+    pub(crate) socket: OwnedFd,
+    pub(crate) transport: Transport,
+    pub(crate) receiving: Receiving,
+    /// Received from here and not yet sent to the other side.
+    pub(crate) held: Option<Chunks>,
+    pub(crate) sending: Sending,
+    /// What the session commanded to be sent here and is not yet under way.
+    pub(crate) outbox: Vec<u8>,
+    pub(crate) after_outbox: AfterOutbox,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Tcp,
+    Unix,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Receiving {
+    Idle,
+    InFlight,
+    /// The pool had no buffer; waits in the worker's queue for one.
+    Starved,
+}
+
+/// What is being sent to a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sending {
+    Nothing,
+    /// Bytes of the session's own.
+    Outbox,
+    /// Bytes of the other side.
+    Pumped,
+}
+
+/// What is to be done once the outbox is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterOutbox {
+    Nothing,
+    ShutDown,
+}
+
+impl Live {
+    pub(crate) fn new(session: Session, socket: OwnedFd, transport: Transport) -> Live {
+        Live {
+            session,
+            client: Stream::new(socket, transport),
+            upstream: None,
+            dials: Dials::default(),
+            in_flight: 0,
+            armed: None,
+            closing: None,
+        }
+    }
+
+    pub(crate) fn stream(&mut self, side: Side) -> Option<&mut Stream> {
+        match side {
+            Side::Client => Some(&mut self.client),
+            Side::Upstream => self.upstream.as_mut(),
+        }
+    }
+}
+
+impl Stream {
+    pub(crate) fn new(socket: OwnedFd, transport: Transport) -> Stream {
+        Stream {
+            socket,
+            transport,
+            receiving: Receiving::Idle,
+            held: None,
+            sending: Sending::Nothing,
+            outbox: Vec::new(),
+            after_outbox: AfterOutbox::Nothing,
+        }
+    }
+
+    /// Whether nothing that the session commanded to be sent is unsent.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.outbox.is_empty() && self.sending != Sending::Outbox
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The token of an operation on one side of a session.
+pub(crate) fn token(op: Op, side: Side, id: SessionId) -> Token {
+    let lane = match side {
+        Side::Client => 0,
+        Side::Upstream => 1,
+    };
+    token_in(op, lane, id)
+}
+
+/// The token of an operation in a lane of a session.
+pub(crate) fn token_in(op: Op, lane: u8, id: SessionId) -> Token {
+    // The low bits of the generation are enough: a slot's tenant changes only when nothing of it is in flight.
+    Token::new(op, lane, id.slot, (id.generation % u32::from(ringweir_ring::MAX_GENERATIONS)) as u16)
+}
+
+/// The side that a lane stands for.
+pub(crate) fn side_of(lane: u8) -> Side {
+    if lane == 0 { Side::Client } else { Side::Upstream }
+}

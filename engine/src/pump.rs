@@ -1,0 +1,173 @@
+//! Moves the bytes of open sessions: one-shot receives into buffers of the shared pool, and sends that give them
+//! back. A session that waits holds no buffer.
+
+use ringweir_flow::pump::{Direction, Side, Step};
+use ringweir_ring::{Chunks, Errno, Op, Unsent};
+use rustix::net::{Shutdown, shutdown};
+
+use crate::live::{Live, Receiving, Sending, token};
+use crate::sessions::SessionId;
+use crate::worker::Tools;
+
+/// What one receive of a streaming session takes at most. Two directions hold 256 KiB then, which is what a stalled
+/// reader may cost.
+const STREAM_BYTES: u32 = 128 * 1024;
+
+/// What one receive of a handshake takes at most: one buffer of the pool.
+const HANDSHAKE_BYTES: u32 = 16 * 1024;
+
+/// Starts whatever the pump wants in either direction.
+pub(crate) fn drive(live: &mut Live, id: SessionId, tools: &mut Tools) {
+    for direction in Direction::BOTH {
+        while is_flushed(live, direction.sink())
+            && let Some(step) = live.session.poll_step(direction)
+        {
+            match step {
+                Step::Receive => {
+                    drop_held(live, direction.source(), tools);
+                    receive(live, id, direction.source(), tools);
+                }
+                Step::Send(bytes) => send(live, id, direction, bytes, tools),
+                Step::ShutDown => {
+                    if let Some(sink) = live.stream(direction.sink()) {
+                        // It fails only when the connection is gone, which the next operation on it reports.
+                        let _ = shutdown(sink.fd(), Shutdown::Write);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Starts a receive from one side.
+pub(crate) fn receive(live: &mut Live, id: SessionId, side: Side, tools: &mut Tools) {
+    let bytes = if live.session.is_pumping() { STREAM_BYTES } else { HANDSHAKE_BYTES };
+    let Some(stream) = live.stream(side) else { return };
+    debug_assert_eq!(stream.receiving, Receiving::Idle);
+    stream.receiving = Receiving::InFlight;
+    tools.ring.receive(token(Op::Receive, side, id), stream.fd(), bytes);
+    live.in_flight += 1;
+}
+
+/// A receive has ended.
+pub(crate) fn handle_received(
+    live: &mut Live,
+    id: SessionId,
+    side: Side,
+    result: Result<Chunks, Errno>,
+    tools: &mut Tools,
+) {
+    let (is_closing, is_pumping) = (live.closing.is_some(), live.session.is_pumping());
+    let Some(stream) = live.stream(side) else { return };
+    stream.receiving = Receiving::Idle;
+    if is_closing {
+        if let Ok(chunks) = result {
+            tools.ring.recycle(chunks);
+        }
+        return;
+    }
+    match result {
+        Err(Errno::NOBUFS) => {
+            stream.receiving = Receiving::Starved;
+            tools.starved.push_back((id, side));
+        }
+        Ok(chunks) if is_pumping => {
+            let direction = Direction::from(side);
+            if chunks.is_empty() {
+                tools.ring.recycle(chunks);
+                live.session.handle_ended(direction, tools.now);
+            } else {
+                let bytes = chunks.len();
+                stream.held = Some(chunks);
+                live.session.handle_received(direction, bytes, tools.now);
+            }
+        }
+        Err(_) if is_pumping => live.session.handle_receive_failed(Direction::from(side)),
+        Ok(chunks) => {
+            if chunks.is_empty() {
+                live.session.handle_client_ended();
+            }
+            for slice in chunks.slices(&tools.ring) {
+                live.session.handle_bytes(slice, tools.now);
+            }
+            tools.ring.recycle(chunks);
+        }
+        Err(_) => live.session.handle_client_failed(),
+    }
+}
+
+/// A send has ended.
+pub(crate) fn handle_sent(
+    live: &mut Live,
+    side: Side,
+    result: Result<usize, Errno>,
+    rest: Option<Unsent>,
+    tools: &mut Tools,
+) {
+    let is_closing = live.closing.is_some();
+    let is_pumping = live.session.is_pumping();
+    let direction = Direction::from(side.other());
+    let Some(stream) = live.stream(side) else { return };
+    let was = std::mem::replace(&mut stream.sending, Sending::Nothing);
+    let failed = result.is_err();
+    match rest {
+        Some(Unsent::Owned { mut bytes, offset }) if !failed && !is_closing => {
+            // What was commanded meanwhile comes after it.
+            bytes.drain(..offset);
+            bytes.append(&mut stream.outbox);
+            stream.outbox = bytes;
+        }
+        Some(Unsent::Chunks(chunks)) if !failed && !is_closing => {
+            if let Some(source) = live.stream(side.other()) {
+                source.held = Some(chunks);
+            }
+        }
+        Some(Unsent::Chunks(chunks)) => tools.ring.recycle(chunks),
+        Some(Unsent::Owned { .. }) | None => {}
+    }
+    if is_closing {
+        return;
+    }
+    match (was, result) {
+        (Sending::Pumped, Ok(bytes)) => live.session.handle_sent(direction, bytes, tools.now),
+        (Sending::Outbox | Sending::Nothing, Ok(_)) => {}
+        (Sending::Pumped | Sending::Outbox | Sending::Nothing, Err(_)) => {
+            if is_pumping {
+                live.session.handle_send_failed(direction);
+            } else {
+                live.session.handle_client_failed();
+            }
+        }
+    }
+}
+
+fn send(live: &mut Live, id: SessionId, direction: Direction, bytes: usize, tools: &mut Tools) {
+    let Some(chunks) = live.stream(direction.source()).and_then(|source| source.held.take()) else {
+        unreachable!("a send follows what was received")
+    };
+    let Some(sink) = live.stream(direction.sink()) else { return };
+    if chunks.len() > bytes {
+        // The rest is not to be forwarded: the end of a request whose length is known. Too rare for a path of its
+        // own, it goes by the outbox.
+        let before = sink.outbox.len();
+        chunks.copy_to(&tools.ring, &mut sink.outbox);
+        sink.outbox.truncate(before + bytes);
+        tools.ring.recycle(chunks);
+        live.session.handle_sent(direction, bytes, tools.now);
+        return;
+    }
+    sink.sending = Sending::Pumped;
+    tools.ring.send(token(Op::Send, direction.sink(), id), sink.fd(), chunks);
+    live.in_flight += 1;
+}
+
+fn is_flushed(live: &mut Live, side: Side) -> bool {
+    live.stream(side).is_none_or(|stream| stream.is_flushed())
+}
+
+/// What was received and is not to be forwarded goes back to the pool.
+pub(crate) fn drop_held(live: &mut Live, side: Side, tools: &mut Tools) {
+    if let Some(chunks) = live.stream(side).and_then(|stream| stream.held.take()) {
+        tools.ring.recycle(chunks);
+    }
+}

@@ -1,0 +1,321 @@
+//! One pinned thread that owns its ring, its listeners, its sessions and its counters; and the only loop.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant as Clock;
+
+use crossbeam_channel::{Receiver, Sender};
+use ringweir_flow::close::CloseReason;
+use ringweir_flow::pump::Side;
+use ringweir_flow::resolve::{Resolved, Resolver};
+use ringweir_flow::snapshot::{BindId, Snapshot, WorkerIndex};
+use ringweir_flow::time::Instant;
+use ringweir_flow::view::View;
+use ringweir_ring::{Capabilities, Completion, Op, Ring, RingConfig, SetupError, Waker};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use socket2::Socket;
+
+use crate::account::Dying;
+use crate::listener::Listeners;
+use crate::live::{Live, Receiving, side_of, token};
+use crate::sessions::{SessionId, Sessions};
+use crate::timers::Wheel;
+use crate::{connect, handshake, pump};
+
+/// What a worker is told from outside.
+pub(crate) enum Message {
+    Publish { snapshot: Arc<Snapshot>, opened: Vec<(BindId, Socket)> },
+    Drain,
+    Stop,
+    Resolved { id: SessionId, resolved: Resolved },
+}
+
+/// What a worker starts with.
+pub(crate) struct WorkerOptions {
+    pub(crate) worker: WorkerIndex,
+    /// The core to be pinned to.
+    pub(crate) core: Option<usize>,
+    pub(crate) capabilities: Capabilities,
+    /// How many sessions its share of the descriptors is enough for.
+    pub(crate) session_limit: usize,
+    pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) inbox: Sender<Message>,
+}
+
+pub(crate) struct Worker {
+    pub(crate) tools: Tools,
+    pub(crate) view: Rc<View>,
+    pub(crate) sessions: Sessions<Live>,
+    pub(crate) listeners: Listeners,
+    pub(crate) dying: Sessions<Dying>,
+    timers: Wheel<Timer>,
+    messages: Receiver<Message>,
+    phase: Phase,
+}
+
+/// What the stages of a session need of their worker.
+pub(crate) struct Tools {
+    pub(crate) ring: Ring,
+    /// The moment of this turn.
+    pub(crate) now: Instant,
+    /// Receives that found the pool empty, in the order in which they will get buffers.
+    pub(crate) starved: VecDeque<(SessionId, Side)>,
+    pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) inbox: Sender<Message>,
+    pub(crate) waker: Waker,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Timer {
+    Session(SessionId),
+    Dying(SessionId),
+    Accept,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    Stopping { give_up_at: Instant },
+}
+
+/// How long a stopping worker waits for its operations to be cancelled.
+const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl Worker {
+    /// Must be called in the thread that runs it: the ring belongs to it.
+    pub(crate) fn new(
+        options: WorkerOptions,
+        snapshot: Arc<Snapshot>,
+        sockets: Vec<(BindId, Socket)>,
+        messages: Receiver<Message>,
+    ) -> Result<Worker, SetupError> {
+        if let Some(core) = options.core {
+            let mut set = CpuSet::new();
+            set.set(core);
+            if let Err(error) = sched_setaffinity(None, &set) {
+                tracing::warn!(core, %error, "the worker is not pinned to its core");
+            }
+        }
+        let config =
+            RingConfig { receive_bundle: options.capabilities.receive_bundle, ..RingConfig::default() };
+        let ring = Ring::new(&config)?;
+        let waker = ring.waker();
+        let now = Instant::ZERO;
+        let view = View::new(snapshot, options.worker, options.worker.0 as u64 ^ seed());
+        let mut worker = Worker {
+            tools: Tools {
+                ring,
+                now,
+                starved: VecDeque::new(),
+                resolver: options.resolver,
+                inbox: options.inbox,
+                waker,
+            },
+            view,
+            sessions: Sessions::new(),
+            listeners: Listeners::new(options.session_limit),
+            dying: Sessions::new(),
+            timers: Wheel::new(now),
+            messages,
+            phase: Phase::Serving,
+        };
+        worker.open_listeners(sockets);
+        Ok(worker)
+    }
+
+    pub(crate) fn waker(&self) -> Waker {
+        self.tools.waker.clone()
+    }
+
+    /// Serves until told to stop.
+    pub(crate) fn run(&mut self) {
+        let origin = Clock::now();
+        let mut fired = Vec::new();
+        loop {
+            let timeout = self.timers.next_wait(self.tools.now);
+            if let Err(error) = self.tools.ring.wait(timeout) {
+                // Nothing that is asked of the kernel here can fail but by a fault of ours.
+                panic!("io_uring_enter failed: {error}");
+            }
+            let elapsed = u64::try_from(origin.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.tools.now = Instant::from_micros(elapsed);
+            while let Some(completion) = self.tools.ring.next_completion() {
+                self.handle_completion(completion);
+            }
+            self.timers.expire(self.tools.now, &mut fired);
+            for (deadline, timer) in fired.drain(..) {
+                self.handle_timer(deadline, timer);
+            }
+            self.feed_starved();
+            self.resume_accepting();
+            if self.is_done() {
+                return;
+            }
+        }
+    }
+
+    pub(crate) fn set_timer(&mut self, deadline: Instant, timer: Timer) {
+        self.timers.set(deadline, timer);
+    }
+
+    /// Carries out whatever the session wants now; to be called after everything that is told to it.
+    pub(crate) fn drive(&mut self, id: SessionId) {
+        let Some(live) = self.sessions.get_mut(id) else { return };
+        handshake::drive(live, id, &mut self.tools);
+        if live.closing.is_some() {
+            if live.in_flight == 0 {
+                self.finish(id);
+            }
+            return;
+        }
+        if let Some(deadline) = live.session.poll_timeout()
+            && live.armed.is_none_or(|armed| deadline < armed)
+        {
+            live.armed = Some(deadline);
+            self.timers.set(deadline, Timer::Session(id));
+        }
+    }
+
+    fn handle_completion(&mut self, completion: Completion) {
+        let (slot, lane) = match &completion {
+            Completion::Woken => {
+                self.handle_messages();
+                return;
+            }
+            Completion::Accepted { token, .. } => (token.slot(), 0),
+            Completion::Received { token, .. }
+            | Completion::Sent { token, .. }
+            | Completion::Connected { token, .. }
+            | Completion::Polled { token, .. } => (token.slot(), token.lane()),
+        };
+        if let Completion::Accepted { result, more, .. } = completion {
+            self.handle_accepted(slot, result, more);
+            return;
+        }
+        let Some(id) = self.sessions.tenant_of(slot) else {
+            unreachable!("a slot is freed only when nothing of it is in flight")
+        };
+        let Some(live) = self.sessions.get_mut(id) else { return };
+        live.in_flight -= 1;
+        match completion {
+            Completion::Received { result, .. } => {
+                pump::handle_received(live, id, side_of(lane), result, &mut self.tools);
+            }
+            Completion::Sent { result, rest, .. } => {
+                pump::handle_sent(live, side_of(lane), result, rest, &mut self.tools);
+            }
+            Completion::Connected { result, .. } => {
+                connect::handle_connected(live, lane, result, &mut self.tools);
+            }
+            Completion::Polled { .. } | Completion::Accepted { .. } | Completion::Woken => {
+                unreachable!("not an operation of a session")
+            }
+        }
+        self.drive(id);
+    }
+
+    fn handle_messages(&mut self) {
+        while let Ok(message) = self.messages.try_recv() {
+            match message {
+                Message::Publish { snapshot, opened } => {
+                    self.view = self.view.succeeded_by(snapshot);
+                    self.open_listeners(opened);
+                    self.close_listeners_that_are_gone();
+                }
+                Message::Drain => self.close_all_listeners(),
+                Message::Stop => self.stop(),
+                Message::Resolved { id, resolved } => {
+                    if let Some(live) = self.sessions.get_mut(id) {
+                        live.session.handle_resolved(resolved, self.tools.now);
+                        self.drive(id);
+                    }
+                }
+            }
+        }
+    }
+
+    fn handle_timer(&mut self, deadline: Instant, timer: Timer) {
+        match timer {
+            Timer::Session(id) => {
+                if let Some(live) = self.sessions.get_mut(id)
+                    && live.armed == Some(deadline)
+                {
+                    live.armed = None;
+                    live.session.handle_timeout(self.tools.now);
+                    self.drive(id);
+                }
+            }
+            Timer::Dying(id) => self.handle_dying(id),
+            Timer::Accept => self.retry_accepting(),
+        }
+    }
+
+    /// Gives buffers that came back to those who wait for one, in order.
+    fn feed_starved(&mut self) {
+        let mut buffers = self.tools.ring.buffers_available();
+        while buffers > 0
+            && let Some((id, side)) = self.tools.starved.pop_front()
+        {
+            let Some(live) = self.sessions.get_mut(id) else { continue };
+            let Some(stream) = live.stream(side) else { continue };
+            if stream.receiving == Receiving::Starved {
+                stream.receiving = Receiving::Idle;
+                pump::receive(live, id, side, &mut self.tools);
+                buffers -= 1;
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        self.close_all_listeners();
+        for id in self.sessions.ids() {
+            if let Some(live) = self.sessions.get_mut(id) {
+                live.session.handle_stop(CloseReason::Stopped);
+                self.drive(id);
+            }
+        }
+        let give_up_at = self.tools.now + STOP_LIMIT;
+        self.phase = Phase::Stopping { give_up_at };
+        self.timers.set(give_up_at, Timer::Accept);
+    }
+
+    fn is_done(&self) -> bool {
+        match self.phase {
+            Phase::Serving => false,
+            Phase::Stopping { give_up_at } => self.sessions.len() == 0 || self.tools.now >= give_up_at,
+        }
+    }
+}
+
+/// Gives up what a closing session still has under way; each operation is then answered once more.
+pub(crate) fn cancel_all(live: &mut Live, id: SessionId, tools: &mut Tools) {
+    for side in [Side::Client, Side::Upstream] {
+        let Some(stream) = live.stream(side) else { continue };
+        if stream.receiving == Receiving::InFlight {
+            tools.ring.cancel(token(Op::Receive, side, id));
+        }
+        stream.receiving = match stream.receiving {
+            Receiving::Starved => Receiving::Idle,
+            Receiving::Idle | Receiving::InFlight => stream.receiving,
+        };
+        if stream.sending != crate::live::Sending::Nothing {
+            tools.ring.cancel(token(Op::Send, side, id));
+        }
+    }
+    connect::cancel_all(live, id, tools);
+}
+
+/// The cores that this process may use, in order.
+pub(crate) fn allowed_cores() -> Vec<usize> {
+    match sched_getaffinity(None) {
+        Ok(set) => (0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Differs from start to start, so that a fleet that is restarted at once does not draw alike.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
