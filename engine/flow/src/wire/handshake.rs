@@ -312,6 +312,11 @@ mod tests {
             let Step::Request(request) = &run.step else { panic!("no request: {run:?}") };
             prop_assert_eq!(request.answer, Answer::HttpPlain);
             check_rewritten(&request.preface, request.body, framing);
+            for (option, field) in [("keep-alive, X-Named\r\n", "\nX-Named: 1"), ("X-OTHER\r\n", "\nx-other: 2")] {
+                let has = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
+                let passes = has(&input, field) && !has(&input, option);
+                prop_assert_eq!(has(&request.preface, field), passes, "{}", field);
+            }
         }
     }
 
