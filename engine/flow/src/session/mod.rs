@@ -10,24 +10,26 @@
 //! so, and calls back at [`Session::poll_timeout`]. Once [`Command::Pump`] is out, it asks
 //! [`Session::poll_step`] for each direction instead.
 
+mod approach;
+mod end;
+
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::account::TargetCell;
 use crate::close::{CloseReason, ConnectError};
-use crate::dial::{self, AttemptId, Dial, Next, UpstreamAddr};
-use crate::dispatch::{Choice, Dispatch, Path};
-use crate::pump::{Closing, Direction, Ending, Patience, Pumps, Side, Step};
+use crate::dial::{self, AttemptId, Dial, UpstreamAddr};
+use crate::dispatch::{Dispatch, Path};
+use crate::pump::{Closing, Direction, Ending, Pumps, Side, Step};
 use crate::record::{ClientAddr, Record};
 use crate::resolve::{ResolveError, Resolved};
-use crate::snapshot::{Listener, ListenerIndex, Protocol, TargetIndex, TargetKind, Upstream};
+use crate::snapshot::{Listener, ListenerIndex, Protocol, TargetIndex};
 use crate::time::Instant;
 use crate::view::View;
 use crate::wire::handshake::Handshake;
-use crate::wire::{Answer, Body, Destination, Failure, HostName, Request};
+use crate::wire::{Answer, Body, Destination, HostName, Request};
 
 /// How much of what a client sends early, before its upstream is open, is held for it.
 pub const MAX_EARLY_BYTES: usize = 16 * 1024;
@@ -115,9 +117,16 @@ enum Stage {
     /// The upstream is open.
     Pumping,
     /// A refusal was sent; reading away what the client still sends so that it gets to read it.
-    Refusing { reason: CloseReason, deadline: Instant, bytes_left: usize },
+    Refusing { reason: CloseReason, deadline: Instant, bytes_left: usize, farewell: Farewell },
     /// The close command is out or due.
     Closed,
+}
+
+/// Whether a refusal has gone out in full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Farewell {
+    Sending,
+    Sent,
 }
 
 impl Session {
@@ -211,10 +220,12 @@ impl Session {
         setup.client_ended = true;
         match setup.stage {
             Stage::Handshake { .. } => self.close(Closing::plain(CloseReason::ClientLeft)),
-            Stage::Refusing { reason, .. } => self.close(Closing::plain(reason)),
+            Stage::Refusing { reason, farewell: Farewell::Sent, .. } => {
+                self.close(Closing::plain(reason));
+            }
             // A client that only ended its own stream still wants the answer.
             Stage::Choosing | Stage::Resolving { .. } | Stage::Dialing(_) => {}
-            Stage::Pumping | Stage::Closed => {}
+            Stage::Refusing { farewell: Farewell::Sending, .. } | Stage::Pumping | Stage::Closed => {}
         }
     }
 
@@ -233,11 +244,13 @@ impl Session {
 
     /// Everything was sent to the client and its stream was ended, as [`Command::ShutDownClient`] asked.
     pub fn handle_shut_down(&mut self) {
-        let Some(setup) = &self.setup else { return };
-        if let Stage::Refusing { reason, .. } = setup.stage
-            && setup.client_ended
-        {
-            self.close(Closing::plain(reason));
+        let Some(setup) = &mut self.setup else { return };
+        if let Stage::Refusing { reason, farewell, .. } = &mut setup.stage {
+            *farewell = Farewell::Sent;
+            if setup.client_ended {
+                let reason = *reason;
+                self.close(Closing::plain(reason));
+            }
         }
     }
 
@@ -431,283 +444,5 @@ impl Setup {
         }
         first.append(&mut self.early);
         (first, allowance)
-    }
-}
-
-// How it gets from a request to an open upstream.
-impl Session {
-    fn advance_handshake(&mut self, now: Instant) {
-        let view = Rc::clone(&self.view);
-        let users = view.snapshot().listener(self.listener).users.as_deref();
-        loop {
-            let Some(setup) = &mut self.setup else { return };
-            let Stage::Handshake { wire, .. } = &mut setup.stage else { return };
-            let progress = wire.advance(&setup.early, users);
-            setup.early.drain(..progress.consumed);
-            match progress.step {
-                crate::wire::Step::Incomplete => return,
-                crate::wire::Step::Reply(reply) => {
-                    setup.commands.push_back(Command::Send(Side::Client, reply));
-                }
-                crate::wire::Step::Request(request) => {
-                    self.begin(request, now);
-                    return;
-                }
-                crate::wire::Step::Refuse { reply, reason } => {
-                    self.refuse(reply, reason, now);
-                    return;
-                }
-            }
-        }
-    }
-
-    fn begin(&mut self, request: Request, now: Instant) {
-        if self.view.snapshot().log_sessions {
-            self.destination = Some(Box::new(request.destination.clone()));
-        }
-        if let Some(setup) = &mut self.setup {
-            setup.request = Some(request);
-            setup.stage = Stage::Choosing;
-        }
-        self.try_next_upstream(now);
-    }
-
-    fn try_next_upstream(&mut self, now: Instant) {
-        let Some(setup) = &mut self.setup else { return };
-        setup.stage = Stage::Choosing;
-        let connect = self.view.snapshot().listener(self.listener).timeouts.connect;
-        let Some(Choice { upstream, deadline }) = setup.dispatch.next(&self.view, now, connect) else {
-            self.give_up(now);
-            return;
-        };
-        self.path = setup.dispatch.path_to(upstream);
-        self.upstream = Some(upstream);
-        self.attempts = self.attempts.saturating_add(1);
-        self.count(|cell| {
-            cell.attempts.add(1);
-            cell.active.add(1);
-        });
-        self.approach(upstream, deadline, now);
-    }
-
-    fn approach(&mut self, upstream: TargetIndex, deadline: Instant, now: Instant) {
-        let view = Rc::clone(&self.view);
-        let Some(setup) = &mut self.setup else { return };
-        let TargetKind::Upstream(upstream) = &view.snapshot().target(upstream).kind else {
-            unreachable!("dispatch ends at upstreams")
-        };
-        match upstream {
-            Upstream::Tcp(addresses) if addresses.is_empty() => {
-                self.fail_upstream(ConnectError::NotResolved, now);
-            }
-            Upstream::Tcp(addresses) => {
-                self.dial(addresses.iter().map(|address| UpstreamAddr::Tcp(*address)), deadline, now);
-            }
-            Upstream::Unix(path) => self.dial([UpstreamAddr::Unix(path.clone())], deadline, now),
-            Upstream::Direct => match setup.request.as_ref().map(|request| request.destination.clone()) {
-                Some(Destination::Address(address)) => self.dial_permitted(vec![address], deadline, now),
-                Some(Destination::Name(name, _)) => {
-                    setup.stage = Stage::Resolving { deadline };
-                    setup.commands.push_back(Command::Resolve(name));
-                }
-                // Control refuses a configuration in which a plain tcp listener leads to `direct`.
-                None => self.fail_upstream(ConnectError::NotAllowed, now),
-            },
-            Upstream::Reject => {
-                self.release_path(|cell| cell.abandoned.add(1));
-                self.tell_failure(Failure::Rejected, CloseReason::Rejected, now);
-            }
-        }
-    }
-
-    fn dial_permitted(&mut self, addresses: Vec<SocketAddr>, deadline: Instant, now: Instant) {
-        let view = Rc::clone(&self.view);
-        let reach = &view.snapshot().listener(self.listener).reach;
-        let permitted: Vec<_> = addresses
-            .into_iter()
-            .filter(|address| reach.permits(address.ip()))
-            .map(UpstreamAddr::Tcp)
-            .collect();
-        if permitted.is_empty() {
-            self.fail_upstream(ConnectError::NotAllowed, now);
-        } else {
-            self.dial(permitted, deadline, now);
-        }
-    }
-
-    fn dial(&mut self, addresses: impl IntoIterator<Item = UpstreamAddr>, deadline: Instant, now: Instant) {
-        if let Some(setup) = &mut self.setup {
-            setup.stage = Stage::Dialing(Dial::new(addresses, deadline));
-            self.advance_dial(now);
-        }
-    }
-
-    fn advance_dial(&mut self, now: Instant) {
-        let Some(setup) = &mut self.setup else { return };
-        let Stage::Dialing(dial) = &mut setup.stage else { return };
-        match dial.next(now) {
-            Next::Connect(address) => {
-                let attempt = AttemptId(setup.next_attempt);
-                setup.next_attempt = setup.next_attempt.wrapping_add(1);
-                dial.handle_started(attempt, now);
-                let local = setup.answer() == Answer::Socks5;
-                setup.commands.push_back(Command::Connect { attempt, address, local });
-            }
-            Next::Wait => {}
-            Next::Exhausted(error) => self.fail_upstream(error, now),
-        }
-    }
-
-    /// The upstream that was tried cannot be had: on to the next.
-    fn fail_upstream(&mut self, error: ConnectError, now: Instant) {
-        self.last_error = Some(error);
-        self.abandon_dial();
-        self.release_path(|cell| cell.failed[error.index()].add(1));
-        self.try_next_upstream(now);
-    }
-
-    /// Nobody is left to try.
-    fn give_up(&mut self, now: Instant) {
-        let (failure, reason) = match self.last_error {
-            None => (Failure::NoTarget, CloseReason::NoTarget),
-            Some(error) => match error {
-                ConnectError::Refused => (Failure::Refused, CloseReason::ConnectFailed),
-                ConnectError::TimedOut => (Failure::TimedOut, CloseReason::ConnectTimeout),
-                ConnectError::NetworkUnreachable => (Failure::NetworkUnreachable, CloseReason::ConnectFailed),
-                ConnectError::HostUnreachable => (Failure::HostUnreachable, CloseReason::ConnectFailed),
-                ConnectError::NotAllowed => (Failure::NotAllowed, CloseReason::DestinationNotAllowed),
-                ConnectError::NotResolved => (Failure::NotResolved, CloseReason::ResolveFailed),
-                ConnectError::OutOfResources => (Failure::OutOfResources, CloseReason::OutOfResources),
-                ConnectError::Reset | ConnectError::Other(_) => {
-                    (Failure::General, CloseReason::ConnectFailed)
-                }
-            },
-        };
-        self.tell_failure(failure, reason, now);
-    }
-
-    fn commit(&mut self, attempt: AttemptId, local: Option<SocketAddr>, now: Instant) {
-        self.abandon_dial();
-        let timeouts = self.view.snapshot().listener(self.listener).timeouts;
-        let Some(setup) = &mut self.setup else { return };
-        let reply = setup.answer().success(local);
-        if !reply.is_empty() {
-            setup.commands.push_back(Command::Send(Side::Client, reply));
-        }
-        let (first, allowance) = setup.take_first_bytes();
-        let bytes = first.len() as u64;
-        if bytes > 0 {
-            setup.commands.push_back(Command::Send(Side::Upstream, first.into()));
-        }
-        setup.commands.push_back(Command::Pump(attempt));
-        setup.stage = Stage::Pumping;
-        let patience = Patience { idle: timeouts.idle, half_close: timeouts.half_close };
-        let mut pumps = Pumps::new(now, patience, allowance, setup.client_ended);
-        pumps.count_early(bytes);
-        self.pumps = Some(pumps);
-        self.committed_at = Some(now);
-        self.count(|cell| cell.committed.add(1));
-        self.count_bytes(Direction::Up, bytes);
-    }
-}
-
-// How it ends.
-impl Session {
-    /// Tells the client in its protocol's way that nothing could be reached.
-    fn tell_failure(&mut self, failure: Failure, reason: CloseReason, now: Instant) {
-        let Some(setup) = &self.setup else { return };
-        match setup.answer() {
-            Answer::None => {
-                self.close(Closing { reason, client: Ending::Reset, upstream: Ending::Plain });
-            }
-            Answer::Socks5 | Answer::HttpConnect | Answer::HttpPlain => {
-                let reply = setup.answer().failure(failure);
-                self.refuse(reply, reason, now);
-            }
-        }
-    }
-
-    /// Sends a last word to the client and waits until it had time to read it.
-    fn refuse(&mut self, reply: Cow<'static, [u8]>, reason: CloseReason, now: Instant) {
-        let Some(setup) = &mut self.setup else { return };
-        setup.early = Vec::new();
-        if reply.is_empty() {
-            self.close(Closing::plain(reason));
-            return;
-        }
-        setup.commands.push_back(Command::Send(Side::Client, reply));
-        setup.commands.push_back(Command::ShutDownClient);
-        setup.stage = Stage::Refusing { reason, deadline: now + LINGER, bytes_left: MAX_LINGER_BYTES };
-    }
-
-    fn check_end(&mut self) {
-        if self.closing.is_none()
-            && let Some(closing) = self.pumps.as_ref().and_then(Pumps::poll_closing)
-        {
-            if closing.reason == CloseReason::UpstreamReset {
-                self.count(|cell| cell.resets.add(1));
-            }
-            self.close(closing);
-        }
-    }
-
-    fn close(&mut self, closing: Closing) {
-        if std::mem::replace(&mut self.ended, true) {
-            return;
-        }
-        self.abandon_dial();
-        if let Some(setup) = &mut self.setup {
-            setup.stage = Stage::Closed;
-        }
-        let committed = self.committed_at.is_some();
-        self.release_path(|cell| {
-            if !committed {
-                cell.abandoned.add(1);
-            }
-        });
-        let cell = self.listener().counters.cell(self.view.worker());
-        cell.active.sub(1);
-        cell.closed[closing.reason.index()].add(1);
-        self.closing = Some(closing);
-    }
-
-    fn abandon_dial(&mut self) {
-        let Some(setup) = &mut self.setup else { return };
-        if let Stage::Dialing(dial) = &setup.stage {
-            setup.commands.extend(dial.in_flight().iter().map(|attempt| Command::Abandon(*attempt)));
-            setup.stage = Stage::Choosing;
-        }
-    }
-}
-
-// What it counts.
-impl Session {
-    fn count(&self, update: impl Fn(&TargetCell)) {
-        for target in &self.path {
-            update(self.view.snapshot().target(*target).counters.cell(self.view.worker()));
-        }
-    }
-
-    /// What went through `path` is over: its targets count this session no longer.
-    fn release_path(&mut self, update: impl Fn(&TargetCell)) {
-        self.count(|cell| {
-            cell.active.sub(1);
-            update(cell);
-        });
-        self.path.clear();
-    }
-
-    fn count_bytes(&self, direction: Direction, bytes: u64) {
-        let cell = self.listener().counters.cell(self.view.worker());
-        match direction {
-            Direction::Up => {
-                cell.bytes_up.add(bytes);
-                self.count(|cell| cell.bytes_up.add(bytes));
-            }
-            Direction::Down => {
-                cell.bytes_down.add(bytes);
-                self.count(|cell| cell.bytes_down.add(bytes));
-            }
-        }
     }
 }

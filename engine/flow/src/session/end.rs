@@ -1,0 +1,114 @@
+//! How a session ends, and what it counts on the way.
+
+use std::borrow::Cow;
+
+use super::{Command, Farewell, LINGER, MAX_LINGER_BYTES, Session, Stage};
+use crate::account::TargetCell;
+use crate::close::CloseReason;
+use crate::pump::{Closing, Direction, Ending, Pumps, Side};
+use crate::time::Instant;
+use crate::wire::{Answer, Failure};
+
+impl Session {
+    /// Tells the client in its protocol's way that nothing could be reached.
+    pub(super) fn tell_failure(&mut self, failure: Failure, reason: CloseReason, now: Instant) {
+        let Some(setup) = &self.setup else { return };
+        match setup.answer() {
+            Answer::None => {
+                self.close(Closing { reason, client: Ending::Reset, upstream: Ending::Plain });
+            }
+            Answer::Socks5 | Answer::HttpConnect | Answer::HttpPlain => {
+                let reply = setup.answer().failure(failure);
+                self.refuse(reply, reason, now);
+            }
+        }
+    }
+
+    /// Sends a last word to the client and waits until it had time to read it.
+    pub(super) fn refuse(&mut self, reply: Cow<'static, [u8]>, reason: CloseReason, now: Instant) {
+        let Some(setup) = &mut self.setup else { return };
+        setup.early = Vec::new();
+        if reply.is_empty() {
+            self.close(Closing::plain(reason));
+            return;
+        }
+        setup.commands.push_back(Command::Send(Side::Client, reply));
+        setup.commands.push_back(Command::ShutDownClient);
+        setup.stage = Stage::Refusing {
+            reason,
+            deadline: now + LINGER,
+            bytes_left: MAX_LINGER_BYTES,
+            farewell: Farewell::Sending,
+        };
+    }
+
+    pub(super) fn check_end(&mut self) {
+        if self.closing.is_none()
+            && let Some(closing) = self.pumps.as_ref().and_then(Pumps::poll_closing)
+        {
+            if closing.reason == CloseReason::UpstreamReset {
+                self.count(|cell| cell.resets.add(1));
+            }
+            self.close(closing);
+        }
+    }
+
+    pub(super) fn close(&mut self, closing: Closing) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        self.abandon_dial();
+        if let Some(setup) = &mut self.setup {
+            setup.stage = Stage::Closed;
+        }
+        let committed = self.committed_at.is_some();
+        self.release_path(|cell| {
+            if !committed {
+                cell.abandoned.add(1);
+            }
+        });
+        let cell = self.listener().counters.cell(self.view.worker());
+        cell.active.sub(1);
+        cell.closed[closing.reason.index()].add(1);
+        self.closing = Some(closing);
+    }
+
+    pub(super) fn abandon_dial(&mut self) {
+        let Some(setup) = &mut self.setup else { return };
+        if let Stage::Dialing(dial) = &setup.stage {
+            setup.commands.extend(dial.in_flight().iter().map(|attempt| Command::Abandon(*attempt)));
+            setup.stage = Stage::Choosing;
+        }
+    }
+}
+
+impl Session {
+    pub(super) fn count(&self, update: impl Fn(&TargetCell)) {
+        for target in &self.path {
+            update(self.view.snapshot().target(*target).counters.cell(self.view.worker()));
+        }
+    }
+
+    /// What went through `path` is over: its targets count this session no longer.
+    pub(super) fn release_path(&mut self, update: impl Fn(&TargetCell)) {
+        self.count(|cell| {
+            cell.active.sub(1);
+            update(cell);
+        });
+        self.path.clear();
+    }
+
+    pub(super) fn count_bytes(&self, direction: Direction, bytes: u64) {
+        let cell = self.listener().counters.cell(self.view.worker());
+        match direction {
+            Direction::Up => {
+                cell.bytes_up.add(bytes);
+                self.count(|cell| cell.bytes_up.add(bytes));
+            }
+            Direction::Down => {
+                cell.bytes_down.add(bytes);
+                self.count(|cell| cell.bytes_down.add(bytes));
+            }
+        }
+    }
+}
