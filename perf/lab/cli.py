@@ -71,6 +71,8 @@ def _run(options):
     present, absent = peers.find(ringweir)
     for reason in absent:
         print(f"skipped: {reason}")
+    if options.short and not options.peers:
+        present = [peer for peer in present if peer.in_short]
     present = _chosen(present, options.peers, "peer")
     scenarios = [row for row in SCENARIOS if row.in_short or not options.short] \
         if not options.scenarios else _chosen(list(SCENARIOS), options.scenarios, "scenario")
@@ -190,22 +192,22 @@ def _measure_all(rig, plan, records, short):
     with procs.Fleet() as fleet:
         for done, (number, scenario, peer) in enumerate(plan, 1):
             record = {"round": number, "scenario": scenario.name, "peer": peer.name}
-            records.append(record)
             # One failure may be chance, two are the rule: do not spend the run on waiting for the third.
             if (peer.name, scenario.name, 2) in broken:
-                record["error"] = "failed twice before"
+                records.append(record | {"error": "failed twice before"})
                 continue
             try:
                 result = measure.measure(rig, fleet, peer, scenario, number)
                 if result["disturbed"] and repeats_left > 0:
                     repeats_left -= 1
                     again = measure.measure(rig, fleet, peer, scenario, number)
-                    result = again if len(again["disturbed"]) <= len(result["disturbed"]) else result
-                    result["notes"].append("measured twice because the first was disturbed")
+                    result = min(result, again, key=lambda one: one["disturbance"])
+                    result["notes"].append("the calmer of two")
                 record |= result
             except procs.LabError as error:
                 record["error"] = str(error)
                 broken.add((peer.name, scenario.name, 2 if (peer.name, scenario.name, 1) in broken else 1))
+            records.append(record)  # whole or not at all: an interrupted one has no figures
             print(_progress(done, len(plan), number, scenario, peer, record), flush=True)
 
 

@@ -33,7 +33,7 @@ class Rig:
 
 
 def measure(rig, fleet, peer, scenario, round_number):
-    """Returns {"values", "disturbed", "notes", "raw"}; raises LabError."""
+    """Returns {"values", "disturbed", "disturbance", "notes", "raw"}; raises LabError."""
     with (rig.logs / f"{peer.name}.log").open("ab") as log:
         backend = forwarder = None
         try:
@@ -139,7 +139,8 @@ def _judge(rig, raw):
         notes.append(f"{raw['sent_bytes']} bytes were sent, {raw['arrived_bytes']} arrived")
     if spending["threads_ended"]:
         notes.append(f"{spending['threads_ended']} threads of the forwarder ended within the window")
-    return {"values": values, "disturbed": disturbed, "notes": notes, "raw": raw}
+    return {"values": values, "disturbed": disturbed, "disturbance": max(foreign, 0) / wall + steal / wall,
+            "notes": notes, "raw": raw}
 
 
 def _idle(rig, fleet, scenario, listen, pids):
@@ -172,7 +173,7 @@ def _idle(rig, fleet, scenario, listen, pids):
     }
     short = raw["connections"] - raw["alive"]
     notes = [f"{short} of {raw['connections']} sessions did not answer"] if short else []
-    return {"values": values, "disturbed": [], "notes": notes,
+    return {"values": values, "disturbed": [], "disturbance": 0.0, "notes": notes,
             "raw": raw | {"memory_before": before, "memory_after": after}}
 
 

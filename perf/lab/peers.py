@@ -47,6 +47,7 @@ class Peer:
     version: str
     command: Callable[[Path, int, int], list]
     ours: bool = False
+    in_short: bool = True
 
 
 def find(ringweir):
@@ -84,13 +85,15 @@ def _haproxy():
     if not binary:
         return [], f"haproxy is not installed: {INSTALL}"
 
-    def peer(name, extra):
+    def peer(name, extra, in_short=True):
         def command(folder, listen, to):
             path = folder / "haproxy.cfg"
             path.write_text(HAPROXY_CONF.format(extra=extra, listen=listen, to=to), encoding="ascii")
             return [binary, "-db", "-f", str(path)]
-        return Peer(name, _first_line(_output([binary, "-v"])), command)
-    return [peer("haproxy", ""), peer("haproxy-splice", "    option splice-auto\n")], None
+        return Peer(name, _first_line(_output([binary, "-v"])), command, in_short=in_short)
+    # Left to itself, 2.6 never splices on loopback (strace shows recvfrom and sendto alone): hence the forced one.
+    return [peer("haproxy", ""), peer("haproxy-auto", "    option splice-auto\n", in_short=False),
+            peer("haproxy-splice", "    option splice-request\n    option splice-response\n")], None
 
 
 def _realm():
@@ -122,4 +125,5 @@ def _output(argv):
 
 
 def _first_line(text):
-    return text.strip().splitlines()[0] if text.strip() else "unknown"
+    first = text.strip().splitlines()[0] if text.strip() else "unknown"
+    return first.removeprefix("nginx version: ").split(" - http")[0]

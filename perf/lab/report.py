@@ -24,17 +24,26 @@ def console(present, scenarios, records):
         for peer in present:
             spread = figures(records, scenario, peer, metric)
             ratio = f"{spread[0] / best:5.2f} x best peer" if spread and best else ""
+            ratio += "  (no calm round)" if is_disturbed(records, scenario, peer) else ""
             lines.append(f"  {peer.name:15} {_show(spread, metric):>28}  {ratio}")
     return "\n".join(lines)
 
 
 def figures(records, scenario, peer, metric):
-    """(median, least, most) over the rounds, or None. Disturbed rounds count only where no other is left."""
+    """(median, least, most) over the calm rounds, or None. Where none was calm, the calmest stands alone."""
     rows = [row for row in records if row["scenario"] == scenario.name and row["peer"] == peer.name
             and "values" in row and metric.key in row["values"]]
     calm = [row for row in rows if not row["disturbed"]]
-    values = [row["values"][metric.key] for row in (calm or rows)]
+    rows = calm or sorted(rows, key=lambda row: row["disturbance"])[:1]
+    values = [row["values"][metric.key] for row in rows]
     return (median(values), min(values), max(values)) if values else None
+
+
+def is_disturbed(records, scenario, peer):
+    """True when no round of this peer and scenario was calm."""
+    rows = [row for row in records
+            if row["scenario"] == scenario.name and row["peer"] == peer.name and "values" in row]
+    return bool(rows) and all(row["disturbed"] for row in rows)
 
 
 def best_peer(present, scenario, metric, records):
@@ -79,10 +88,11 @@ def _conditions(facts, records):
         f"{facts['when']}, Linux {facts['kernel']}, {facts['cpu']}, {facts['cores']} cores.",
         f"Forwarder alone on core {facts['forwarder_core']}, load and backend on core {facts['load_core']}; one "
         f"worker each; {facts['forwarder_descriptors']:,} descriptors.",
-        f"{facts['rounds']} interleaved rounds, windows of {facts['window_s']:.2f} s after "
+        f"Interleaved rounds: {facts['rounds']}; windows of {facts['window_s']:.2f} s after "
         f"{facts['warmup_s']:.2f} s of warm-up; {facts['took_s']:.0f} s in all; {disturbed} of {len(measured)} "
-        f"measurements were disturbed and left out where a calm one exists.",
-        "Peers: " + "; ".join(f"{name}: {version}" for name, version in facts["peers"].items()) + ".",
+        f"measurements were disturbed and are left out; where no round was calm, the calmest stands alone, "
+        "marked with a tilde.",
+        "Peers: " + "; ".join(f"{name} ({version})" for name, version in facts["peers"].items()) + ".",
         "Settings: " + ", ".join(f"{name} = {value}" for name, value in facts["sysctl"].items()) + ".",
     ]
     rows += [f"Left out: {reason}." for reason in facts["absent"]]
@@ -104,7 +114,8 @@ def _ratio_table(present, scenarios, records):
             metric = scenario.metrics[0]
             best, spread = best_peer(present, scenario, metric, records), \
                 figures(records, scenario, peer, metric)
-            row.append(f"{spread[0] / best:.2f}" if best and spread else "–")
+            mark = "~" if is_disturbed(records, scenario, peer) else ""
+            row.append(f"{mark}{spread[0] / best:.2f}" if best and spread else "–")
         rows.append(row)
     return _table(["peer"] + [scenario.name for scenario in scenarios], rows)
 
@@ -138,7 +149,7 @@ def _figure_table(present, scenario, records):
         row = [peer.name]
         for metric in scenario.metrics:
             spread = figures(records, scenario, peer, metric)
-            text = _show(spread, metric)
+            text = ("~" if is_disturbed(records, scenario, peer) else "") + _show(spread, metric)
             row.append(f"**{text}**" if spread and spread[0] == best[metric.key] else text)
         rows.append(row)
     return _table(["peer"] + [metric.unit for metric in scenario.metrics], rows)
