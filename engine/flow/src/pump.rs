@@ -124,6 +124,9 @@ enum State {
     Sending(usize),
     /// The source has ended; the sink is to be told.
     Ended,
+    /// The source broke. Over when the next step is asked for: only then is everything sent to the sink that was
+    /// commanded ahead of the pump.
+    Broken,
     /// Nothing more will be moved.
     Over,
 }
@@ -142,6 +145,10 @@ impl Pump {
             State::Ended => {
                 self.state = State::Over;
                 Some(Step::ShutDown)
+            }
+            State::Broken => {
+                self.state = State::Over;
+                None
             }
             State::Receiving | State::Sending(_) | State::Over => None,
         }
@@ -235,13 +242,15 @@ impl Pumps {
         }
         // A broken connection reads as ended once its error was reported elsewhere: that is no orderly end.
         let broken = self.broken == Some(direction.source());
-        self.pump_mut(direction).state = if broken { State::Over } else { State::Ended };
+        self.pump_mut(direction).state = if broken { State::Broken } else { State::Ended };
     }
 
     /// Receiving from the source failed: it is broken.
     pub fn handle_receive_failed(&mut self, direction: Direction) {
         self.broken.get_or_insert(direction.source());
-        self.pump_mut(direction).state = State::Over;
+        if !self.is_over(direction) {
+            self.pump_mut(direction).state = State::Broken;
+        }
     }
 
     /// The sink took the first `bytes` bytes of what was being sent.
@@ -385,9 +394,21 @@ mod tests {
         pumps.handle_sent(Down, 7, NOW);
         assert_eq!(pumps.poll_step(Down), Some(Step::Receive));
         pumps.handle_ended(Down, NOW);
+        assert_eq!(pumps.poll_step(Down), None, "a reset is not announced as an orderly end");
         let closing = pumps.poll_closing().unwrap();
         assert_eq!((closing.reason, closing.client), (CloseReason::UpstreamReset, Ending::Reset));
-        assert_eq!(pumps.poll_step(Down), None, "a reset is not announced as an orderly end");
+    }
+
+    #[test]
+    fn a_reset_waits_for_what_was_commanded_ahead_of_the_pump() {
+        // The receive that was under way when the pump began fails; the driver still sends early bytes.
+        let mut pumps = pumps();
+        assert_eq!(pumps.poll_step(Up), Some(Step::Receive));
+        pumps.handle_receive_failed(Up);
+        assert_eq!(pumps.poll_closing(), None, "early bytes are still to be sent");
+        assert_eq!(pumps.poll_step(Up), None, "they are sent");
+        let closing = pumps.poll_closing().unwrap();
+        assert_eq!((closing.reason, closing.upstream), (CloseReason::ClientReset, Ending::Reset));
     }
 
     #[test]

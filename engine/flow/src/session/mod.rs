@@ -350,8 +350,10 @@ impl Session {
     /// sink is unsent.
     pub fn poll_step(&mut self, direction: Direction) -> Option<Step> {
         let step = self.pumps.as_mut()?.poll_step(direction);
-        if step == Some(Step::ShutDown) {
-            self.check_end();
+        match step {
+            // Either may have been the last of its direction.
+            Some(Step::ShutDown) | None => self.check_end(),
+            Some(Step::Receive | Step::Send(_)) => {}
         }
         step
     }
