@@ -85,8 +85,11 @@ impl Dial {
 
     /// An attempt failed; false when it was none of ours (a late event).
     pub(crate) fn handle_failed(&mut self, attempt: AttemptId, error: ConnectError) -> bool {
-        self.error = Some(telling_most(self.error, error));
-        self.handle_ended(attempt)
+        let is_ours = self.handle_ended(attempt);
+        if is_ours {
+            self.error = Some(telling_most(self.error, error));
+        }
+        is_ours
     }
 
     /// Takes an attempt that has ended out; false when it was none of ours (a late event).
@@ -176,5 +179,15 @@ mod tests {
         assert_eq!(dial.poll_timeout(), at(10_000));
         assert!(dial.handle_failed(AttemptId(2), ConnectError::Refused));
         assert_eq!(dial.next(at(252)), Next::Exhausted(ConnectError::Refused));
+    }
+
+    #[test]
+    fn a_late_failure_of_another_upstream_says_nothing_about_this_one() {
+        let mut dial = Dial::new([tcp("1.1.1.1:1")], Instant::ZERO + Duration::from_secs(10));
+        assert_eq!(dial.next(Instant::ZERO), Next::Connect(tcp("1.1.1.1:1")));
+        dial.handle_started(AttemptId(7), Instant::ZERO);
+        assert!(!dial.handle_failed(AttemptId(6), ConnectError::Refused), "late");
+        assert!(dial.handle_failed(AttemptId(7), ConnectError::HostUnreachable));
+        assert_eq!(dial.next(Instant::ZERO), Next::Exhausted(ConnectError::HostUnreachable));
     }
 }
