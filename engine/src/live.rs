@@ -8,6 +8,7 @@ use ringweir_flow::time::Instant;
 use ringweir_ring::{Chunks, Op, Token};
 
 use crate::connect::Dials;
+use crate::pump::Pace;
 use crate::sessions::SessionId;
 
 /// A session and its sockets.
@@ -28,6 +29,7 @@ pub(crate) struct Stream {
     pub(crate) socket: OwnedFd,
     pub(crate) transport: Transport,
     pub(crate) receiving: Receiving,
+    pub(crate) pace: Pace,
     /// Received from here and not yet sent to the other side.
     pub(crate) held: Option<Chunks>,
     pub(crate) sending: Sending,
@@ -94,6 +96,8 @@ impl Stream {
             socket,
             transport,
             receiving: Receiving::Idle,
+            // Whoever connects is about to speak, or so is whoever was connected to.
+            pace: Pace::Pressing,
             held: None,
             sending: Sending::Nothing,
             outbox: Vec::new(),

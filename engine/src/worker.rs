@@ -199,8 +199,8 @@ impl Worker {
         let Some(live) = self.sessions.get_mut(id) else { return };
         live.in_flight -= 1;
         match completion {
-            Completion::Received { result, .. } => {
-                pump::handle_received(live, id, side_of(lane), result, &mut self.tools);
+            Completion::Received { result, pending, .. } => {
+                pump::handle_received(live, id, side_of(lane), result, pending, &mut self.tools);
             }
             Completion::Sent { result, rest, .. } => {
                 pump::handle_sent(live, side_of(lane), result, rest, &mut self.tools);

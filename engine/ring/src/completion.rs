@@ -27,6 +27,8 @@ pub enum Completion {
         token: Token,
         /// The bytes, or the error.
         result: Result<Chunks, Errno>,
+        /// Whether the kernel saw more waiting behind them. False may also mean that it did not look.
+        pending: bool,
     },
     /// Bytes have been handed to the socket. When all were, `rest` is `None` and the buffers are back in the pool.
     /// When fewer were, by an error or a cancel in mid-send, or because the pieces were more than 1024, `rest` holds

@@ -22,7 +22,7 @@
 //! ring.receive(Token::new(Op::Receive, 0, 7, 0), ours.as_fd(), 16 << 10);
 //! ring.wait(None)?;
 //! while let Some(completion) = ring.next_completion() {
-//!     if let Completion::Received { token, result } = completion {
+//!     if let Completion::Received { token, result, .. } = completion {
 //!         ring.send(Token::new(Op::Send, 0, token.slot(), 0), ours.as_fd(), result?);
 //!     }
 //! }

@@ -124,7 +124,7 @@ fn receive_turn(ring: &mut Ring, streams: &mut [Stream; 2], round: usize) -> Opt
     let before = ring.stats().completions;
     ring.wait(Some(PATIENCE)).ok()?;
     while let Some(completion) = ring.next_completion() {
-        let Completion::Received { token, result } = completion else { return None };
+        let Completion::Received { token, result, .. } = completion else { return None };
         let slot = token.slot() as usize;
         let stream = streams.get_mut(slot)?;
         match result {

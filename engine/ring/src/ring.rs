@@ -22,6 +22,8 @@ use crate::{Errno, PollEvents, SocketAddrAny};
 
 /// IORING_RECVSEND_BUNDLE of linux/io_uring.h.
 const BUNDLE: u16 = 1 << 4;
+/// IORING_RECVSEND_POLL_FIRST of linux/io_uring.h.
+const POLL_FIRST: u16 = 1;
 /// How long a ring that is dropped waits for its operations to end. Cancelled ones end at once, so this is reached only
 /// by a kernel gone astray; then their memory is left to it.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -140,23 +142,17 @@ impl Ring {
     /// when the token's op is not [`Op::Receive`].
     #[inline]
     pub fn receive(&mut self, token: Token, fd: BorrowedFd<'_>, max_bytes: u32) {
-        assert_op(token, Op::Receive);
-        let buffer_bytes = self.pool.buffer_bytes();
-        let (len, flags) = if self.receive_bundle && max_bytes > buffer_bytes {
-            // One byte more than whole buffers: the kernel then maps the whole ones, leaves the last, and is done with
-            // those (io_ring_buffers_peek). Asked for whole buffers it would look again, and take all that waits.
-            (max_bytes - max_bytes % buffer_bytes + 1, BUNDLE)
-        } else {
-            (max_bytes.clamp(1, buffer_bytes), 0)
-        };
-        let entry = opcode::Recv::new(descriptor(fd), ptr::null_mut(), len)
-            .ioprio(flags)
-            .buf_group(pool::GROUP)
-            .build()
-            .flags(squeue::Flags::BUFFER_SELECT);
-        // SAFETY: the memory is the pool's, chosen by the kernel from the buffer ring: nobody is lent a buffer that
-        // stands there, and the pool outlives the operation.
-        unsafe { self.submit(entry, token, 0) };
+        self.queue_receive(token, fd, max_bytes, 0);
+    }
+
+    /// Like [`Ring::receive`], for a socket that is likely empty: waits until it is readable before the first try,
+    /// which saves the kernel a futile one. Loses nothing when bytes are there after all.
+    ///
+    /// # Panics
+    /// when the token's op is not [`Op::Receive`].
+    #[inline]
+    pub fn receive_when_readable(&mut self, token: Token, fd: BorrowedFd<'_>, max_bytes: u32) {
+        self.queue_receive(token, fd, max_bytes, POLL_FIRST);
     }
 
     /// Sends all of `chunks`, waiting for room as long as it takes.
@@ -351,6 +347,27 @@ impl Ring {
         unsafe { self.queue(entry.user_data(token::pack(token, memory))) };
     }
 
+    #[inline]
+    fn queue_receive(&mut self, token: Token, fd: BorrowedFd<'_>, max_bytes: u32, flags: u16) {
+        assert_op(token, Op::Receive);
+        let buffer_bytes = self.pool.buffer_bytes();
+        let (len, bundle) = if self.receive_bundle && max_bytes > buffer_bytes {
+            // One byte more than whole buffers: the kernel then maps the whole ones, leaves the last, and is done with
+            // those (io_ring_buffers_peek). Asked for whole buffers it would look again, and take all that waits.
+            (max_bytes - max_bytes % buffer_bytes + 1, BUNDLE)
+        } else {
+            (max_bytes.clamp(1, buffer_bytes), 0)
+        };
+        let entry = opcode::Recv::new(descriptor(fd), ptr::null_mut(), len)
+            .ioprio(flags | bundle)
+            .buf_group(pool::GROUP)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
+        // SAFETY: the memory is the pool's, chosen by the kernel from the buffer ring: nobody is lent a buffer that
+        // stands there, and the pool outlives the operation.
+        unsafe { self.submit(entry, token, 0) };
+    }
+
     fn submit_cancel(&mut self, which: CancelBuilder) {
         self.own_in_flight += 1;
         let entry = opcode::AsyncCancel2::new(which).build().user_data(token::CANCELLED);
@@ -416,7 +433,10 @@ impl Ring {
         let result = outcome(entry.result());
         Some(match token.op() {
             Op::Accept => Completion::Accepted { token, result: result.map(adopt), more },
-            Op::Receive => Completion::Received { token, result: self.complete_receive(entry, result) },
+            Op::Receive => {
+                let pending = cqueue::sock_nonempty(entry.flags());
+                Completion::Received { token, result: self.complete_receive(entry, result), pending }
+            }
             Op::Send => {
                 let memory = self.inflight.take(memory);
                 Completion::Sent { token, result, rest: self.complete_send(memory, result) }
