@@ -26,7 +26,7 @@ fn bundles_keep_order_while_buffers_return_in_any_order() {
         ring.receive(token(Op::Receive, slot as u32), near.as_fd(), 24 << 10);
     }
     while open > 0 {
-        let Completion::Received { token: of, result } = next(&mut ring) else { panic!() };
+        let Completion::Received { token: of, result, .. } = next(&mut ring) else { panic!() };
         let slot = of.slot() as usize;
         round = round.wrapping_mul(31).wrapping_add(slot + 7);
         match result {

@@ -23,7 +23,7 @@ fn a_cancelled_receive_ends_once() {
     ring.receive(token(Op::Receive, 1), near.as_fd(), 4096);
     settle(&mut ring);
     ring.cancel(token(Op::Receive, 1));
-    let Completion::Received { token: of, result } = next(&mut ring) else { panic!() };
+    let Completion::Received { token: of, result, .. } = next(&mut ring) else { panic!() };
     assert_eq!((of, result.unwrap_err()), (token(Op::Receive, 1), Errno::CANCELED));
     assert_quiet(&mut ring);
     assert_eq!(ring.stats().pool_free, 64, "it held no buffer");

@@ -62,7 +62,7 @@ fn an_ended_stream_is_received_as_no_bytes() {
     let (near, far) = pair();
     drop(far);
     ring.receive(token(Op::Receive, 5), near.as_fd(), 4096);
-    let Completion::Received { token: of, result } = next(&mut ring) else { panic!() };
+    let Completion::Received { token: of, result, .. } = next(&mut ring) else { panic!() };
     assert_eq!(of, token(Op::Receive, 5));
     let chunks = result.unwrap();
     assert!(chunks.is_empty());
