@@ -139,6 +139,11 @@ impl Driver {
         self.witness.view()
     }
 
+    /// Whether it has come to the pump.
+    pub(crate) fn has_upstream(&self) -> bool {
+        self.upstream.is_some()
+    }
+
     pub(crate) fn closing(&self) -> Option<Closing> {
         self.closing
     }

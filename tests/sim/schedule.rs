@@ -217,7 +217,7 @@ impl Schedule {
             let counted = cell.closed[reason.index()].get();
             hold!(seen == counted, "{reason}: {seen} seen and {counted} counted");
         }
-        let (mut up, mut down) = (0, 0);
+        let (mut up, mut down, mut committed, mut resets) = (0, 0, 0, 0);
         for (number, kind) in self.world.kinds.iter().enumerate() {
             let target = self.world.target_counters[number].cell(WorkerIndex(0));
             let failed: u64 = target.failed.iter().map(|counter| counter.get()).sum();
@@ -231,8 +231,14 @@ impl Schedule {
                 hold!(attempts <= most as u64, "target {number} was tried {attempts} times, not {most}");
                 up += target.bytes_up.get();
                 down += target.bytes_down.get();
+                committed += target.committed.get();
+                resets += target.resets.get();
             }
         }
+        let pumped = self.drivers.iter().filter(|driver| driver.has_upstream()).count() as u64;
+        hold!(committed == pumped, "{pumped} sessions had an upstream, and {committed} are counted");
+        let reset = cell.closed[CloseReason::UpstreamReset.index()].get();
+        hold!(resets == reset, "{reset} sessions ended by an upstream's reset, and {resets} are counted");
         let seen = (up, down);
         let counted = (cell.bytes_up.get(), cell.bytes_down.get());
         hold!(
