@@ -24,6 +24,8 @@ SHORT_ROUNDS, FULL_ROUNDS = 3, 5
 SHORTEST_WINDOW_S, LONGEST_SHORT_WINDOW_S, FULL_WINDOW_S = 0.4, 1.5, 2.0
 # A disturbed measurement is made again, but a busy machine must not make the run endless.
 REPEATS_SHARE_SHORT, REPEATS_SHARE_FULL = 0.05, 0.25
+# Nor must waiting for it to become calm.
+PATIENCE_SHORT_S, PATIENCE_FULL_S = 0.0, 180.0
 
 
 def main():
@@ -53,6 +55,8 @@ def _parse():
     parser.add_argument("--scenarios", metavar="NAMES", help="only these, separated by commas; also in --short")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often each peer meets each scenario")
     parser.add_argument("--seconds", type=float, metavar="S", help="length of a measured window")
+    parser.add_argument("--patience", type=float, metavar="S",
+                        help="how long in all to wait for strangers to leave the two cores alone")
     parser.add_argument("--load-core", type=int, metavar="CORE", help="for load and backend (default: the first)")
     parser.add_argument("--forwarder-core", type=int, metavar="CORE", help="for the forwarder (default: the last)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: perf/out/<timestamp>")
@@ -88,21 +92,21 @@ def _run(options):
     rig = measure.Rig(load, load_core, forwarder_core, folder, logs, seconds, min(0.3, seconds / 3))
     _announce(plan, present, rig)
     began = time.monotonic()
-    records, interrupted = [], False
+    records, broken_off = [], None
     try:
         folder.chmod(0o755)     # nginx' worker gives up root
-        _measure_all(rig, plan, records, options.short)
-    except KeyboardInterrupt:
-        interrupted = True
+        _measure_all(rig, plan, records, options)
+    except BaseException as error:  # whatever it was, the figures until then are not lost
+        broken_off = error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if records:
-        facts = _facts(rig, present, absent, rounds, time.monotonic() - began, interrupted)
+        facts = _facts(rig, present, absent, rounds, time.monotonic() - began, broken_off is not None)
         report.write(out, facts, present, scenarios, records)
         print(report.console(present, scenarios, records))
         print(f"report: {_shown(out / 'report.md')}")
-    if interrupted:
-        raise KeyboardInterrupt
+    if broken_off is not None:
+        raise broken_off
     return 1 if any("error" in record for record in records) else 0
 
 
@@ -186,8 +190,11 @@ def _announce(plan, present, rig):
         print(f"  {peer.name:15} {peer.version}")
 
 
-def _measure_all(rig, plan, records, short):
-    repeats_left = int(len(plan) * (REPEATS_SHARE_SHORT if short else REPEATS_SHARE_FULL))
+def _measure_all(rig, plan, records, options):
+    repeats_left = int(len(plan) * (REPEATS_SHARE_SHORT if options.short else REPEATS_SHARE_FULL))
+    patience_s = options.patience
+    if patience_s is None:
+        patience_s = PATIENCE_SHORT_S if options.short else PATIENCE_FULL_S
     broken = set()
     with procs.Fleet() as fleet:
         for done, (number, scenario, peer) in enumerate(plan, 1):
@@ -196,10 +203,12 @@ def _measure_all(rig, plan, records, short):
             if (peer.name, scenario.name, 2) in broken:
                 records.append(record | {"error": "failed twice before"})
                 continue
+            patience_s -= measure.wait_until_calm(rig, patience_s)
             try:
                 result = measure.measure(rig, fleet, peer, scenario, number)
                 if result["disturbed"] and repeats_left > 0:
                     repeats_left -= 1
+                    patience_s -= measure.wait_until_calm(rig, patience_s)
                     again = measure.measure(rig, fleet, peer, scenario, number)
                     result = min(result, again, key=lambda one: one["disturbance"])
                     result["notes"].append("the calmer of two")

@@ -20,6 +20,11 @@ STEAL_SHARE = 0.03
 TICK_ALLOWANCE_S = 0.04
 
 
+# Between measurements nothing of ours runs: whoever keeps a core this busy then is a stranger.
+CALM_PROBE_S = 0.3
+CALM_SHARE = 0.15
+
+
 @dataclass(frozen=True)
 class Rig:
     """What all measurements of a run share."""
@@ -50,10 +55,25 @@ def measure(rig, fleet, peer, scenario, round_number):
             if moved:
                 result["notes"].append(f"{moved} threads had left the forwarder's core and were put back")
             return result
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            # A process that vanished under our eyes, or said what cannot be read: this measurement's failure alone.
+            raise LabError(f"{type(error).__name__}: {error}") from error
         finally:
             for process in (forwarder, backend):
                 if process is not None:
                     fleet.stop(process)
+
+
+def wait_until_calm(rig, at_most_s):
+    """Waits until strangers leave both cores alone, no longer than `at_most_s`; returns the seconds it took."""
+    began = time.monotonic()
+    while (spent := time.monotonic() - began) < at_most_s:
+        before = procs.busy_seconds((rig.load_core, rig.forwarder_core))
+        time.sleep(CALM_PROBE_S)
+        after = procs.busy_seconds((rig.load_core, rig.forwarder_core))
+        if all(now - then <= CALM_SHARE * CALM_PROBE_S for then, now in zip(before, after)):
+            break
+    return spent
 
 
 def _start_backend(rig, fleet, log):
@@ -67,7 +87,7 @@ def _start_backend(rig, fleet, log):
 def _start_forwarder(rig, fleet, peer, to, log):
     listen = procs.free_port()
     folder = rig.folder / f"{peer.name}-{listen}"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)     # the kernel may give the same port twice in a run
     forwarder = fleet.start(peer.command(folder, listen, to), rig.forwarder_core,
                             descriptors=procs.forwarder_descriptors(), stdout=log, stderr=log)
     procs.wait_until_listening(forwarder, listen, peer.name)

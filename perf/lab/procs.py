@@ -130,6 +130,15 @@ def repin(pids, core):
     return moved
 
 
+def busy_seconds(cores):
+    """What each of these cores has done since boot, for anybody; stolen time counts as done."""
+    with open("/proc/stat", encoding="ascii") as file:
+        rows = {row[0]: list(map(int, row[1:])) for line in file if (row := line.split())[0].startswith("cpu")}
+    ticks_per_second = os.sysconf("SC_CLK_TCK")
+    # user nice system idle iowait irq softirq steal (proc(5))
+    return [sum(rows[f"cpu{core}"][field] for field in (0, 1, 2, 5, 6, 7)) / ticks_per_second for core in cores]
+
+
 def memory(pids):
     """Bytes by kind, summed over the processes, from smaps_rollup."""
     total = {"Pss": 0, "Rss": 0, "Anonymous": 0}
