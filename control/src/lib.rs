@@ -1,1 +1,4 @@
-//! (being built)
+//! The control side of ringweir: from a configuration to the snapshots that workers read.
+
+pub mod config;
+pub mod model;

@@ -1,0 +1,305 @@
+//! Joins the names of upstreams and groups: every member exists, nothing is its own member, nothing nests too deep,
+//! and every upstream knows its check.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ringweir_flow::snapshot::{Group, MAX_NESTING, Member, TargetIndex};
+
+use super::diagnostic::did_you_mean;
+use super::listeners::RawListener;
+use super::reader::Node;
+use super::targets::{Declared, DeclaredGroup, DeclaredKind};
+use crate::model::{Check, Endpoint, Target, TargetKind, Upstream};
+
+/// How many members one session may try unless configured otherwise.
+const MOST_DEFAULT_ATTEMPTS: usize = 8;
+
+/// What exists without being declared.
+const BUILT_IN: [(&str, Endpoint); 2] = [("direct", Endpoint::Direct), ("reject", Endpoint::Reject)];
+
+/// The targets, and where each name is.
+#[derive(Debug)]
+pub(crate) struct Graph {
+    pub(crate) targets: Vec<Target>,
+    names: HashMap<Arc<str>, TargetIndex>,
+}
+
+impl Graph {
+    /// The target that a value names; reported when there is none.
+    pub(crate) fn find(&self, node: &Node<'_>) -> Option<TargetIndex> {
+        find(node, |name| self.names.get(name).copied(), self.names.keys().map(|name| &**name))
+    }
+
+    /// The names from a target to a `direct` upstream that it may be dispatched to, if there is one.
+    pub(crate) fn path_to_direct(&self, from: TargetIndex) -> Option<Vec<&str>> {
+        let mut seen = vec![false; self.targets.len()];
+        self.search_direct(from, &mut seen)
+    }
+
+    fn search_direct(&self, from: TargetIndex, seen: &mut [bool]) -> Option<Vec<&str>> {
+        let at = from.0 as usize;
+        if std::mem::replace(&mut seen[at], true) {
+            return None;
+        }
+        let target = &self.targets[at];
+        match &target.kind {
+            TargetKind::Upstream(upstream) => {
+                (upstream.endpoint == Endpoint::Direct).then(|| vec![&*target.name])
+            }
+            TargetKind::Group(group) => group.members.iter().find_map(|member| {
+                let mut path = self.search_direct(member.target, seen)?;
+                path.insert(0, &target.name);
+                Some(path)
+            }),
+        }
+    }
+}
+
+/// Joins what is declared. Built-in targets are there when a member or a listener names them.
+pub(crate) fn build(declared: Vec<Declared<'_>>, listeners: &[RawListener<'_>]) -> Graph {
+    let mut names: HashMap<Arc<str>, TargetIndex> = HashMap::new();
+    for (index, target) in (0u32..).zip(&declared) {
+        names.entry(target.name.into()).or_insert(TargetIndex(index));
+    }
+    let mut built_in = Vec::new();
+    for (name, endpoint) in BUILT_IN {
+        if !names.contains_key(name) && is_named(name, &declared, listeners) {
+            names.insert(name.into(), TargetIndex((declared.len() + built_in.len()) as u32));
+            let upstream = Upstream { endpoint, check: None };
+            built_in.push(Target { name: name.into(), kind: TargetKind::Upstream(upstream) });
+        }
+    }
+    let edges = edges(&declared, &names);
+    let joint = Joint { declared: &declared, edges: &edges };
+    let mut checks = vec![None; declared.len()];
+    if joint.is_acyclic() {
+        joint.report_depth();
+        checks = joint.checks();
+    }
+    let mut targets: Vec<Target> = declared
+        .iter()
+        .zip(&edges)
+        .zip(checks)
+        .map(|((target, edges), check)| finish(target, edges, check, &declared))
+        .collect();
+    targets.extend(built_in);
+    Graph { targets, names }
+}
+
+fn is_named(name: &str, declared: &[Declared<'_>], listeners: &[RawListener<'_>]) -> bool {
+    let members = declared.iter().flat_map(|target| match &target.kind {
+        DeclaredKind::Group(group) => group.members.as_slice(),
+        DeclaredKind::Upstream(_) => &[],
+    });
+    let targets = listeners.iter().filter_map(|listener| listener.target.as_ref());
+    members.chain(targets).any(|node| node.is_string() && node.string() == Some(name))
+}
+
+/// A member: which target, and where it is written.
+type Edge<'d, 'a> = (TargetIndex, &'d Node<'a>);
+
+/// The members of each declared target that exist.
+fn edges<'d, 'a>(
+    declared: &'d [Declared<'a>],
+    names: &HashMap<Arc<str>, TargetIndex>,
+) -> Vec<Vec<Edge<'d, 'a>>> {
+    let resolve = |node| {
+        find(node, |name| names.get(name).copied(), names.keys().map(|name| &**name))
+            .map(|target| (target, node))
+    };
+    let members = |target: &'d Declared<'a>| match &target.kind {
+        DeclaredKind::Group(group) => group.members.iter().filter_map(resolve).collect(),
+        DeclaredKind::Upstream(_) => Vec::new(),
+    };
+    declared.iter().map(members).collect()
+}
+
+fn find<'n>(
+    node: &Node<'_>,
+    lookup: impl Fn(&str) -> Option<TargetIndex>,
+    known: impl Iterator<Item = &'n str>,
+) -> Option<TargetIndex> {
+    if !node.is_string() {
+        // Lists of members report this themselves; a listener's target does here.
+        return node.string().and(None);
+    }
+    let name = node.string()?;
+    let found = lookup(name);
+    if found.is_none() {
+        let built_in = BUILT_IN.iter().map(|(name, _)| *name);
+        let hint = did_you_mean(name, known.chain(built_in));
+        let hint = hint.unwrap_or_else(|| format!("declare it: [upstream.{name}] or [group.{name}]"));
+        node.report(format!("there is no upstream or group {name:?}"), Some(hint));
+    }
+    found
+}
+
+fn finish(
+    target: &Declared<'_>,
+    edges: &[Edge<'_, '_>],
+    check: Option<Arc<Check>>,
+    declared: &[Declared<'_>],
+) -> Target {
+    let kind = match &target.kind {
+        DeclaredKind::Upstream(endpoint) => {
+            TargetKind::Upstream(Upstream { endpoint: endpoint.clone(), check })
+        }
+        DeclaredKind::Group(group) => TargetKind::Group(finish_group(group, edges, declared)),
+    };
+    Target { name: target.name.into(), kind }
+}
+
+fn finish_group(group: &DeclaredGroup<'_>, edges: &[Edge<'_, '_>], declared: &[Declared<'_>]) -> Group {
+    let member = |(target, _): &Edge<'_, '_>| {
+        // What is built in has no declaration and the default weight.
+        let weight = declared.get(target.0 as usize).map_or(1, |target| target.weight);
+        Member { target: *target, weight }
+    };
+    let all = edges.len().clamp(1, MOST_DEFAULT_ATTEMPTS) as u32;
+    Group {
+        policy: group.policy,
+        members: edges.iter().map(member).collect(),
+        attempts: group.attempts.unwrap_or(all),
+        attempt_timeout: group.attempt_timeout,
+    }
+}
+
+/// The declared targets with their members.
+struct Joint<'d, 'a> {
+    declared: &'d [Declared<'a>],
+    edges: &'d [Vec<Edge<'d, 'a>>],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Visit {
+    Never,
+    Open,
+    Done,
+}
+
+impl Joint<'_, '_> {
+    fn members(&self, index: usize) -> impl Iterator<Item = (usize, &Node<'_>)> {
+        // Built-in targets lie behind the declared ones and lead nowhere further.
+        let count = self.declared.len();
+        self.edges[index]
+            .iter()
+            .map(|(target, node)| (target.0 as usize, *node))
+            .filter(move |(target, _)| *target < count)
+    }
+
+    /// Whether no group is its own member; each cycle is reported once, with the path it takes.
+    fn is_acyclic(&self) -> bool {
+        let mut visits = vec![Visit::Never; self.declared.len()];
+        let mut is_acyclic = true;
+        for start in 0..self.declared.len() {
+            is_acyclic &= self.visit(start, &mut visits, &mut Vec::new());
+        }
+        is_acyclic
+    }
+
+    fn visit(&self, index: usize, visits: &mut [Visit], path: &mut Vec<usize>) -> bool {
+        if visits[index] == Visit::Done {
+            return true;
+        }
+        visits[index] = Visit::Open;
+        path.push(index);
+        let mut is_acyclic = true;
+        for (member, node) in self.members(index) {
+            if visits[member] == Visit::Open {
+                let from = path.iter().position(|at| *at == member).unwrap_or(0);
+                let cycle = path[from..].iter().copied().chain([member]);
+                node.report(format!("is a cycle: {}", self.path_text(cycle)), None);
+                is_acyclic = false;
+            } else {
+                is_acyclic &= self.visit(member, visits, path);
+            }
+        }
+        path.pop();
+        visits[index] = Visit::Done;
+        is_acyclic
+    }
+
+    /// Reports the groups that are the first to be too deep; what holds them is too deep because of them.
+    fn report_depth(&self) {
+        let mut depths = vec![None; self.declared.len()];
+        for index in 0..self.declared.len() {
+            let path = self.deepest(index, &mut depths);
+            if path.len() == MAX_NESTING + 1 {
+                let path = self.path_text(path.into_iter());
+                let message = format!("nests deeper than {MAX_NESTING} groups: {path}");
+                self.declared[index].node.report(message, None);
+            }
+        }
+    }
+
+    /// The longest chain of groups that begins here.
+    fn deepest(&self, index: usize, known: &mut [Option<Vec<usize>>]) -> Vec<usize> {
+        if let Some(path) = &known[index] {
+            return path.clone();
+        }
+        let path = match &self.declared[index].kind {
+            DeclaredKind::Upstream(_) => Vec::new(),
+            DeclaredKind::Group(_) => {
+                let below = self.members(index).map(|(member, _)| self.deepest(member, known));
+                let mut path = below.max_by_key(Vec::len).unwrap_or_default();
+                path.insert(0, index);
+                path
+            }
+        };
+        known[index] = Some(path.clone());
+        path
+    }
+
+    fn path_text(&self, path: impl Iterator<Item = usize>) -> String {
+        let names: Vec<&str> = path.map(|index| self.declared[index].name).collect();
+        names.join(" -> ")
+    }
+
+    /// The check of each target: its own, or that of the nearest group above it that names one.
+    fn checks(&self) -> Vec<Option<Arc<Check>>> {
+        let mut checks: Vec<_> = self.declared.iter().map(|target| target.check.clone()).collect();
+        // From which group a check was handed down.
+        let mut from: Vec<Option<usize>> = vec![None; self.declared.len()];
+        for group in 0..self.declared.len() {
+            if let (DeclaredKind::Group(_), Some(check)) =
+                (&self.declared[group].kind, &self.declared[group].check)
+            {
+                self.hand_down(group, (group, check), &mut checks, &mut from);
+            }
+        }
+        checks
+    }
+
+    fn hand_down(
+        &self,
+        to_members_of: usize,
+        (giver, check): (usize, &Arc<Check>),
+        checks: &mut [Option<Arc<Check>>],
+        from: &mut [Option<usize>],
+    ) {
+        for (member, _) in self.members(to_members_of) {
+            let target = &self.declared[member];
+            if target.check.is_some() {
+                continue;
+            }
+            match &target.kind {
+                DeclaredKind::Group(_) => self.hand_down(member, (giver, check), checks, from),
+                DeclaredKind::Upstream(Endpoint::Direct | Endpoint::Reject) => {}
+                DeclaredKind::Upstream(Endpoint::Address(_) | Endpoint::Name(..) | Endpoint::Unix(_)) => {
+                    if let (Some(before), Some(first)) = (&checks[member], from[member])
+                        && before != check
+                    {
+                        let (first, second) = (self.declared[first].name, self.declared[giver].name);
+                        target.node.report(
+                            format!("group {first:?} and group {second:?} want different checks for it"),
+                            Some(format!("name one here: check = {:?}", &*before.name)),
+                        );
+                    }
+                    checks[member] = Some(Arc::clone(check));
+                    from[member] = Some(giver);
+                }
+            }
+        }
+    }
+}

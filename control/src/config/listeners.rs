@@ -1,0 +1,183 @@
+//! The listeners: what each says for itself, and then what it means together with the targets.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use ringweir_flow::reach::Reach;
+use ringweir_flow::snapshot::{Protocol, TargetIndex, Timeouts};
+use ringweir_flow::users::Users;
+
+use super::address::parse_bind;
+use super::graph::Graph;
+use super::reader::{Node, Table};
+use super::targets::is_name;
+use super::{schema, secrets, sections};
+use crate::model::{BindAddress, Listener};
+
+/// A listener before its target is known.
+#[derive(Debug)]
+pub(crate) struct RawListener<'a> {
+    table: Table<'a>,
+    name: &'a str,
+    binds: Vec<(BindAddress, Node<'a>)>,
+    protocol: Protocol,
+    pub(crate) target: Option<Node<'a>>,
+    users: Option<Arc<Users>>,
+    allow: Option<Arc<[IpNet]>>,
+    allow_local: Arc<[IpNet]>,
+    timeouts: Timeouts,
+}
+
+/// The words for what a listener speaks.
+pub(crate) const PROTOCOLS: &[(&str, Protocol)] = &[
+    ("tcp", Protocol::Tcp),
+    ("socks5", Protocol::Socks5),
+    ("http", Protocol::Http),
+    ("mixed", Protocol::Mixed),
+];
+
+/// Reads every listener.
+pub(crate) fn read<'a>(root: &Table<'a>, defaults: Timeouts, folder: &Path) -> Vec<RawListener<'a>> {
+    let Some(node) = root.get("listener") else { return Vec::new() };
+    let Some(list) = node.list() else { return Vec::new() };
+    let listeners: Vec<RawListener<'a>> =
+        list.iter().filter_map(|node| listener(node, defaults, folder)).collect();
+    report_twins(&listeners);
+    listeners
+}
+
+fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<RawListener<'a>> {
+    let table = node.table(schema::LISTENER)?;
+    let name_node = table.required("name");
+    let name = name_node.as_ref().and_then(Node::string).unwrap_or_default();
+    if let Some(node) = name_node.filter(Node::is_string) {
+        is_name(name, &node);
+    }
+    let protocol = table.get("protocol").map(|node| node.choice(PROTOCOLS));
+    let binds = table.required("bind").map(|node| binds(&node)).unwrap_or_default();
+    let users = users(&table, folder);
+    if protocol.is_none_or(|protocol| protocol == Some(Protocol::Tcp)) {
+        for key in ["users", "users_file", "allow_local"] {
+            if let Some(node) = table.get(key) {
+                let hint = "protocol = \"socks5\", \"http\" or \"mixed\"".to_owned();
+                node.report("has no meaning where the protocol is tcp", Some(hint));
+            }
+        }
+    }
+    let timeouts = match table.get("timeouts").and_then(|node| node.table(schema::LISTENER_TIMEOUTS)) {
+        Some(overrides) => sections::session_timeouts(&overrides, defaults),
+        None => defaults,
+    };
+    let allow = table.get("allow").map(|node| networks(&node));
+    if let Some(node) = table.get("allow").filter(|node| node.one_or_more().is_empty()) {
+        node.report("lets nobody in", Some("leave it out to let everybody in".to_owned()));
+    }
+    Some(RawListener {
+        target: table.required("target"),
+        allow_local: table.get("allow_local").map(|node| networks(&node)).unwrap_or_default(),
+        protocol: protocol.flatten().unwrap_or(Protocol::Tcp),
+        table,
+        name,
+        binds,
+        users,
+        allow,
+        timeouts,
+    })
+}
+
+fn binds<'a>(node: &Node<'a>) -> Vec<(BindAddress, Node<'a>)> {
+    let nodes = node.one_or_more();
+    if nodes.is_empty() {
+        node.report("is empty: a listener has at least one address", None);
+    }
+    nodes.into_iter().filter_map(|node| Some((node.parsed(parse_bind)?, node))).collect()
+}
+
+fn networks(node: &Node<'_>) -> Arc<[IpNet]> {
+    let network = |text: &str| {
+        let address = text.parse::<std::net::IpAddr>().map(IpNet::from);
+        address.or_else(|_| text.parse()).map_err(|_| "is no network: write it as 10.0.0.0/8 or fd00::/8")
+    };
+    node.one_or_more().iter().filter_map(|node| node.parsed(network)).collect()
+}
+
+fn users(table: &Table<'_>, folder: &Path) -> Option<Arc<Users>> {
+    match (table.get("users"), table.get("users_file")) {
+        (Some(_), Some(file)) => {
+            file.report("the users are given twice", Some("keep users or users_file".to_owned()));
+            None
+        }
+        (Some(node), None) => secrets::users(&node),
+        (None, Some(node)) => secrets::users_file(&node, folder),
+        (None, None) => None,
+    }
+}
+
+/// Reports names and addresses that are given twice.
+fn report_twins(listeners: &[RawListener<'_>]) {
+    let mut binds: Vec<(&BindAddress, &str)> = Vec::new();
+    for (index, listener) in listeners.iter().enumerate() {
+        if !listener.name.is_empty() && listeners[..index].iter().any(|other| other.name == listener.name) {
+            listener.table.report(format!("the name {:?} is taken by another listener", listener.name), None);
+        }
+        for (bind, node) in &listener.binds {
+            if let Some((other, owner)) = binds.iter().find(|(other, _)| bind.collides_with(other)) {
+                node.report(format!("{bind} is taken: listener {owner:?} is bound to {other}"), None);
+            }
+            binds.push((bind, listener.name));
+        }
+    }
+}
+
+/// Joins listeners with their targets and judges what they let strangers do.
+pub(crate) fn judge(raw: Vec<RawListener<'_>>, graph: &Graph) -> Vec<Listener> {
+    raw.into_iter().map(|raw| judge_one(raw, graph)).collect()
+}
+
+fn judge_one(raw: RawListener<'_>, graph: &Graph) -> Listener {
+    let target = raw.target.as_ref().and_then(|node| graph.find(node));
+    match raw.protocol {
+        Protocol::Tcp => report_no_destination(&raw, target, graph),
+        Protocol::Socks5 | Protocol::Http | Protocol::Mixed => report_open_relay(&raw),
+    }
+    let reach = if raw.binds.iter().all(|(bind, _)| bind.is_local()) {
+        Reach::Anywhere
+    } else {
+        Reach::NotLocal { allowed: raw.allow_local }
+    };
+    Listener {
+        name: raw.name.into(),
+        binds: raw.binds.into_iter().map(|(bind, _)| bind).collect(),
+        protocol: raw.protocol,
+        target: target.unwrap_or(TargetIndex(0)),
+        users: raw.users,
+        allow: raw.allow,
+        reach,
+        timeouts: raw.timeouts,
+    }
+}
+
+fn report_no_destination(raw: &RawListener<'_>, target: Option<TargetIndex>, graph: &Graph) {
+    let (Some(node), Some(path)) = (&raw.target, target.and_then(|target| graph.path_to_direct(target)))
+    else {
+        return;
+    };
+    let way = if path.len() > 1 { format!(" ({})", path.join(" -> ")) } else { String::new() };
+    node.report(
+        format!("leads to direct{way}, and clients of a tcp listener name no destination"),
+        Some("protocol = \"mixed\" understands SOCKS5 and HTTP clients, which do".to_owned()),
+    );
+}
+
+fn report_open_relay(raw: &RawListener<'_>) {
+    if raw.users.is_some() || raw.allow.is_some() || raw.table.get("users_file").is_some() {
+        return;
+    }
+    for (bind, node) in raw.binds.iter().filter(|(bind, _)| !bind.is_local()) {
+        node.report(
+            format!("would be an open relay: {bind} can be reached from other machines, by anybody"),
+            Some("name who may use it with users, or from where with allow = [\"10.0.0.0/8\"]".to_owned()),
+        );
+    }
+}

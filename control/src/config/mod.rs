@@ -1,0 +1,87 @@
+//! Reads the configuration: TOML text to a [`Config`] that cannot be wrong, or every mistake in it at once.
+
+mod address;
+mod diagnostic;
+mod graph;
+mod listeners;
+mod reader;
+mod schema;
+mod secrets;
+mod sections;
+mod targets;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::path::Path;
+
+use toml::de::DeTable;
+
+pub use address::{AddressError, parse_bind, parse_endpoint};
+pub use diagnostic::{ConfigErrors, Diagnostic, Place};
+pub use schema::known_keys;
+
+use crate::model::Config;
+use diagnostic::Sink;
+use reader::Table;
+
+/// Reads and judges a configuration file. Paths in it are relative to its folder.
+///
+/// # Errors
+/// Every mistake in it, or the one that it cannot be read.
+pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
+    let file = path.display().to_string();
+    match fs::read_to_string(path) {
+        Ok(text) => parse(&text, &file, path.parent().unwrap_or(Path::new(""))),
+        Err(error) => {
+            let place = Place { file, line: 1, column: 1 };
+            let message = format!("cannot be read: {error}");
+            Err(ConfigErrors(vec![Diagnostic { place, key: String::new(), message, hint: None }]))
+        }
+    }
+}
+
+/// Judges a configuration: `file` names it in messages, `folder` is where relative paths in it start.
+///
+/// # Errors
+/// Every mistake in it.
+pub fn parse(text: &str, file: &str, folder: &Path) -> Result<Config, ConfigErrors> {
+    let sink = Sink::new(file, text);
+    let (document, syntax_errors) = DeTable::parse_recoverable(text);
+    for error in &syntax_errors {
+        sink.report(&error.span().unwrap_or(0..0), "", error.message(), None);
+    }
+    // A tree with holes would only be blamed for what the syntax errors hide.
+    if !sink.is_empty() {
+        return Err(sink.into_errors());
+    }
+    let root = Table::open(&sink, document.get_ref(), 0..0, String::new(), schema::ROOT);
+    let config = config(&root, folder);
+    if sink.is_empty() { Ok(config) } else { Err(sink.into_errors()) }
+}
+
+/// Reads every section. A value that was reported is replaced by a default so that reading goes on; the result is
+/// thrown away then.
+fn config(root: &Table<'_>, folder: &Path) -> Config {
+    let (engine, workers) = sections::engine(root);
+    let (timeouts, drain) = sections::timeouts(root);
+    let checks = targets::checks(root);
+    let declared = targets::declared(root, &checks);
+    let raw = listeners::read(root, timeouts, folder);
+    let graph = graph::build(declared, &raw);
+    let listeners = listeners::judge(raw, &graph);
+    if listeners.is_empty() && root.get("listener").is_none() {
+        let hint = "declare a [[listener]] with name, bind and target".to_owned();
+        root.report("nothing would be served: there is no listener", Some(hint));
+    }
+    Config {
+        engine,
+        workers,
+        admin: sections::admin(root, folder),
+        log: sections::log(root),
+        drain,
+        resolver: sections::resolver(root),
+        listeners,
+        targets: graph.targets,
+    }
+}

@@ -1,0 +1,36 @@
+//! Every key that the configuration has. A table is opened with its list, and reading a key that is not in it panics
+//! in the first test, so that this is the whole truth.
+
+pub(crate) const ROOT: &[&str] =
+    &["engine", "admin", "log", "timeouts", "resolver", "listener", "upstream", "group", "check"];
+pub(crate) const ENGINE: &[&str] = &["kind", "workers"];
+pub(crate) const ADMIN: &[&str] = &["listen", "metrics", "token", "token_file"];
+pub(crate) const LOG: &[&str] = &["level", "format", "sessions"];
+pub(crate) const TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close", "drain"];
+pub(crate) const RESOLVER: &[&str] = &["servers", "timeout"];
+pub(crate) const LISTENER: &[&str] =
+    &["name", "bind", "protocol", "target", "users", "users_file", "allow", "allow_local", "timeouts"];
+pub(crate) const LISTENER_TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close"];
+pub(crate) const UPSTREAM: &[&str] = &["kind", "address", "weight", "check"];
+pub(crate) const GROUP: &[&str] = &["policy", "members", "weight", "attempts", "attempt_timeout", "check"];
+pub(crate) const CHECK: &[&str] = &["kind", "schedule", "timeout", "fall", "rise"];
+
+/// Every key path that a configuration may have, with `*` where a name of the user's choosing stands.
+pub fn known_keys() -> Vec<String> {
+    let sections = [
+        ("engine", ENGINE),
+        ("admin", ADMIN),
+        ("log", LOG),
+        ("timeouts", TIMEOUTS),
+        ("resolver", RESOLVER),
+        ("listener", LISTENER),
+        ("listener.timeouts", LISTENER_TIMEOUTS),
+        ("upstream.*", UPSTREAM),
+        ("group.*", GROUP),
+        ("check.*", CHECK),
+    ];
+    let below = |(section, keys): (&str, &[&str])| {
+        keys.iter().map(|key| format!("{section}.{key}")).collect::<Vec<_>>()
+    };
+    sections.into_iter().flat_map(below).collect()
+}

@@ -1,0 +1,160 @@
+//! The sections that stand alone: engine, admin, log, timeouts, resolver.
+
+use std::path::Path;
+use std::time::Duration;
+
+use ringweir_flow::snapshot::Timeouts;
+
+use super::address::{parse_bind, parse_server};
+use super::reader::{Node, Table};
+use super::{schema, secrets};
+use crate::model::{
+    Admin, BindAddress, EngineKind, Level, Log, LogFormat, MAX_WORKERS, ResolverSettings, Token, Workers,
+};
+
+/// How long SIGTERM waits for running sessions unless configured otherwise.
+const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+
+/// How long one question to the name servers may take unless configured otherwise.
+const DEFAULT_RESOLVE: Duration = Duration::from_secs(5);
+
+/// Where the admin endpoint is unless configured otherwise.
+#[cfg(unix)]
+pub(crate) const DEFAULT_ADMIN: &str = "unix:/run/ringweir/admin.sock";
+/// Where the admin endpoint is unless configured otherwise.
+#[cfg(not(unix))]
+pub(crate) const DEFAULT_ADMIN: &str = "127.0.0.1:9180";
+
+/// The words of `engine.kind` and `--engine`.
+pub(crate) const ENGINE_KINDS: &[(&str, EngineKind)] =
+    &[("auto", EngineKind::Auto), ("io-uring", EngineKind::IoUring), ("tokio", EngineKind::Tokio)];
+
+/// The words of `log.format` and `--log-format`.
+pub(crate) const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+const LEVELS: &[(&str, Level)] = &[
+    ("error", Level::Error),
+    ("warn", Level::Warn),
+    ("info", Level::Info),
+    ("debug", Level::Debug),
+    ("trace", Level::Trace),
+];
+
+pub(crate) fn engine(root: &Table<'_>) -> (EngineKind, Workers) {
+    let Some(table) = section(root, "engine", schema::ENGINE) else { return Default::default() };
+    let kind = table.get("kind").and_then(|node| node.choice(ENGINE_KINDS)).unwrap_or_default();
+    let workers = table.get("workers").and_then(|node| workers(&node)).unwrap_or_default();
+    (kind, workers)
+}
+
+fn workers(node: &Node<'_>) -> Option<Workers> {
+    if node.is_string() {
+        return node.choice(&[("auto", Workers::Auto)]);
+    }
+    node.integer(1..=MAX_WORKERS as u32).map(|count| Workers::Count(count as usize))
+}
+
+pub(crate) fn admin(root: &Table<'_>, folder: &Path) -> Admin {
+    let default = parse_bind(DEFAULT_ADMIN).ok();
+    let Some(table) = section(root, "admin", schema::ADMIN) else {
+        return Admin { listen: default, metrics: None, token: None };
+    };
+    let listen = match table.get("listen") {
+        Some(node) if node.string() == Some("none") => None,
+        Some(node) => node.parsed(parse_bind).or(default),
+        None => default,
+    };
+    let metrics = table.get("metrics").and_then(|node| metrics_bind(&node));
+    let token = token(&table, folder);
+    let has_token = table.get("token").is_some() || table.get("token_file").is_some();
+    for (key, bind) in [("listen", &listen), ("metrics", &metrics)] {
+        if let (Some(bind), Some(node)) = (bind, table.get(key))
+            && !bind.is_local()
+            && !has_token
+        {
+            node.report(
+                format!("{bind} can be reached from other machines, and nothing keeps strangers out"),
+                Some("set admin.token or admin.token_file, or bind it to 127.0.0.1".to_owned()),
+            );
+        }
+    }
+    Admin { listen, metrics, token }
+}
+
+fn metrics_bind(node: &Node<'_>) -> Option<BindAddress> {
+    match node.parsed(parse_bind)? {
+        BindAddress::Unix(_) => {
+            node.report("is a TCP address for scrapers", Some("admin.listen is the Unix socket".to_owned()));
+            None
+        }
+        tcp @ (BindAddress::Tcp(_) | BindAddress::DualStack(_)) => Some(tcp),
+    }
+}
+
+fn token(table: &Table<'_>, folder: &Path) -> Option<Token> {
+    match (table.get("token"), table.get("token_file")) {
+        (Some(_), Some(file)) => {
+            file.report("the token is given twice", Some("keep token or token_file".to_owned()));
+            None
+        }
+        (Some(node), None) => {
+            let text = node.string()?;
+            secrets::token(text).map_err(|message| node.report(message, None)).ok()
+        }
+        (None, Some(node)) => secrets::token_file(&node, folder),
+        (None, None) => None,
+    }
+}
+
+pub(crate) fn log(root: &Table<'_>) -> Log {
+    let mut log = Log { level: Level::default(), format: LogFormat::default(), sessions: false };
+    let Some(table) = section(root, "log", schema::LOG) else { return log };
+    if let Some(level) = table.get("level").and_then(|node| node.choice(LEVELS)) {
+        log.level = level;
+    }
+    if let Some(format) = table.get("format").and_then(|node| node.choice(LOG_FORMATS)) {
+        log.format = format;
+    }
+    log.sessions = table.get("sessions").and_then(|node| node.boolean()).unwrap_or(false);
+    log
+}
+
+/// The defaults for every listener, and how long SIGTERM waits.
+pub(crate) fn timeouts(root: &Table<'_>) -> (Timeouts, Duration) {
+    let Some(table) = section(root, "timeouts", schema::TIMEOUTS) else {
+        return (Timeouts::default(), DEFAULT_DRAIN);
+    };
+    let drain = table.get("drain").and_then(|node| node.duration()).unwrap_or(DEFAULT_DRAIN);
+    (session_timeouts(&table, Timeouts::default()), drain)
+}
+
+/// What a table of timeouts says, over `base`.
+pub(crate) fn session_timeouts(table: &Table<'_>, base: Timeouts) -> Timeouts {
+    let time = |key, otherwise| table.get(key).and_then(|node| node.duration()).unwrap_or(otherwise);
+    Timeouts {
+        handshake: time("handshake", base.handshake),
+        connect: time("connect", base.connect),
+        idle: time("idle", base.idle),
+        half_close: time("half_close", base.half_close),
+    }
+}
+
+pub(crate) fn resolver(root: &Table<'_>) -> ResolverSettings {
+    let mut settings = ResolverSettings { servers: Vec::new(), timeout: DEFAULT_RESOLVE };
+    let Some(table) = section(root, "resolver", schema::RESOLVER) else { return settings };
+    if let Some(node) = table.get("servers") {
+        settings.servers =
+            node.one_or_more().iter().filter_map(|server| server.parsed(parse_server)).collect();
+        if node.one_or_more().is_empty() {
+            node.report("is empty", Some("leave it out to ask the system's name servers".to_owned()));
+        }
+    }
+    if let Some(timeout) = table.get("timeout").and_then(|node| node.duration()) {
+        settings.timeout = timeout;
+    }
+    settings
+}
+
+fn section<'a>(root: &Table<'a>, key: &'static str, keys: &'static [&'static str]) -> Option<Table<'a>> {
+    root.get(key)?.table(keys)
+}

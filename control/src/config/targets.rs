@@ -1,0 +1,247 @@
+//! The declarations of upstreams, groups and checks, before names are joined.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringweir_flow::snapshot::{MAX_WEIGHT, Policy};
+
+use super::address::parse_endpoint;
+use super::diagnostic::did_you_mean;
+use super::reader::{Node, Table};
+use super::schema;
+use crate::model::{Check, Endpoint};
+
+/// The longest name: names stand in every log line and metric.
+const MAX_NAME_BYTES: usize = 128;
+
+/// How long one member may take unless configured otherwise.
+const DEFAULT_ATTEMPT: Duration = Duration::from_secs(4);
+
+/// The most members that one session may try by configuration.
+const MAX_ATTEMPTS: u32 = 64;
+
+/// The longest schedule; nobody reads a longer one.
+const MAX_SCHEDULE: usize = 32;
+
+/// The schedule unless configured otherwise.
+const DEFAULT_SCHEDULE: [u64; 6] = [10, 15, 30, 60, 180, 300];
+
+/// How long one probe may take unless configured otherwise.
+const DEFAULT_PROBE: Duration = Duration::from_secs(3);
+
+/// How many results in a row may be asked for.
+const MAX_IN_A_ROW: u32 = 100;
+
+/// The checks by name.
+pub(crate) type Checks<'a> = HashMap<&'a str, Arc<Check>>;
+
+/// An upstream or group as it is declared.
+#[derive(Debug)]
+pub(crate) struct Declared<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) node: Node<'a>,
+    pub(crate) weight: u32,
+    pub(crate) check: Option<Arc<Check>>,
+    pub(crate) kind: DeclaredKind<'a>,
+}
+
+#[derive(Debug)]
+pub(crate) enum DeclaredKind<'a> {
+    Upstream(Endpoint),
+    Group(DeclaredGroup<'a>),
+}
+
+#[derive(Debug)]
+pub(crate) struct DeclaredGroup<'a> {
+    pub(crate) policy: Policy,
+    pub(crate) members: Vec<Node<'a>>,
+    pub(crate) attempts: Option<u32>,
+    pub(crate) attempt_timeout: Duration,
+}
+
+pub(crate) fn checks<'a>(root: &Table<'a>) -> Checks<'a> {
+    let named = root.get("check").and_then(|node| node.named()).unwrap_or_default();
+    named.into_iter().filter_map(|(name, node)| Some((name, Arc::new(check(name, &node)?)))).collect()
+}
+
+fn check(name: &str, node: &Node<'_>) -> Option<Check> {
+    is_name(name, node);
+    let table = node.table(schema::CHECK)?;
+    if let Some(kind) = table.get("kind") {
+        kind.choice(&[("tcp", ())]);
+    }
+    let schedule = match table.get("schedule") {
+        Some(node) => schedule(&node),
+        None => DEFAULT_SCHEDULE.map(Duration::from_secs).to_vec(),
+    };
+    let in_a_row =
+        |key, otherwise| table.get(key).and_then(|node| node.integer(1..=MAX_IN_A_ROW)).unwrap_or(otherwise);
+    Some(Check {
+        name: name.into(),
+        schedule,
+        timeout: table.get("timeout").and_then(|node| node.duration()).unwrap_or(DEFAULT_PROBE),
+        fall: in_a_row("fall", 2),
+        rise: in_a_row("rise", 1),
+    })
+}
+
+fn schedule(node: &Node<'_>) -> Vec<Duration> {
+    let waits = node.one_or_more();
+    if waits.is_empty() || waits.len() > MAX_SCHEDULE {
+        node.report(format!("has 1 to {MAX_SCHEDULE} times, not {}", waits.len()), None);
+    }
+    waits.iter().filter_map(|wait| wait.duration()).collect()
+}
+
+/// Every upstream and group, in the order of the text.
+pub(crate) fn declared<'a>(root: &Table<'a>, checks: &Checks<'_>) -> Vec<Declared<'a>> {
+    let mut all = Vec::new();
+    for (name, node) in root.get("upstream").and_then(|node| node.named()).unwrap_or_default() {
+        all.extend(upstream(name, node, checks));
+    }
+    for (name, node) in root.get("group").and_then(|node| node.named()).unwrap_or_default() {
+        all.extend(group(name, node, checks));
+    }
+    all.sort_by_key(|declared| declared.node.span().start);
+    let mut seen: HashMap<&str, Range<usize>> = HashMap::new();
+    for declared in &all {
+        if seen.insert(declared.name, declared.node.span().clone()).is_some() {
+            let hint = "upstreams and groups share one namespace".to_owned();
+            declared.node.report(format!("the name {:?} is taken", declared.name), Some(hint));
+        }
+    }
+    all
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Tcp,
+    Unix,
+    Direct,
+    Reject,
+}
+
+fn upstream<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Declared<'a>> {
+    is_name(name, &node);
+    let table = node.table(schema::UPSTREAM)?;
+    let kinds =
+        [("tcp", Kind::Tcp), ("unix", Kind::Unix), ("direct", Kind::Direct), ("reject", Kind::Reject)];
+    let kind = table.get("kind").map(|node| node.choice(&kinds));
+    let endpoint = match kind {
+        // Reported already; what follows would only be guesses.
+        Some(None) => None,
+        Some(Some(kind)) => endpoint(&table, Some(kind)),
+        None => endpoint(&table, None),
+    };
+    let check = check_of(&table, checks);
+    if let (Some(node), Some(Endpoint::Direct | Endpoint::Reject)) = (table.get("check"), &endpoint) {
+        node.report("has nothing to probe: this upstream leads to no fixed endpoint", None);
+    }
+    let reserved = matches!(
+        (name, &endpoint),
+        ("direct", Some(other)) if *other != Endpoint::Direct
+    ) || matches!((name, &endpoint), ("reject", Some(other)) if *other != Endpoint::Reject);
+    if reserved {
+        node.report(
+            format!("the name {name:?} stands for what is built in"),
+            Some("choose another".to_owned()),
+        );
+    }
+    let kind = DeclaredKind::Upstream(endpoint.unwrap_or(Endpoint::Reject));
+    Some(Declared { name, weight: weight(&table), check, kind, node })
+}
+
+fn endpoint(table: &Table<'_>, kind: Option<Kind>) -> Option<Endpoint> {
+    if let Some(fixed @ (Kind::Direct | Kind::Reject)) = kind {
+        if let Some(address) = table.get("address") {
+            address.report("has no meaning here: this kind leads to no fixed endpoint", None);
+        }
+        return Some(if fixed == Kind::Direct { Endpoint::Direct } else { Endpoint::Reject });
+    }
+    let Some(node) = table.get("address") else {
+        let hint = "an upstream has an address, or kind = \"direct\" or \"reject\"".to_owned();
+        table.report("\"address\" is missing", Some(hint));
+        return None;
+    };
+    let endpoint = node.parsed(parse_endpoint)?;
+    let is_unix = matches!(endpoint, Endpoint::Unix(_));
+    if kind == Some(Kind::Tcp) && is_unix || kind == Some(Kind::Unix) && !is_unix {
+        let hint = "leave out kind: the address tells".to_owned();
+        node.report("does not fit the kind of this upstream", Some(hint));
+    }
+    Some(endpoint)
+}
+
+fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Declared<'a>> {
+    is_name(name, &node);
+    if matches!(name, "direct" | "reject") {
+        node.report(
+            format!("the name {name:?} stands for what is built in"),
+            Some("choose another".to_owned()),
+        );
+    }
+    let table = node.table(schema::GROUP)?;
+    let policies = [
+        ("round-robin", Policy::RoundRobin),
+        ("random", Policy::Random),
+        ("least-connections", Policy::LeastConnections),
+        ("failover", Policy::Failover),
+    ];
+    let policy = table.get("policy").and_then(|node| node.choice(&policies)).unwrap_or(Policy::RoundRobin);
+    let members = table.required("members").and_then(|node| members(&node)).unwrap_or_default();
+    let attempts = table.get("attempts").and_then(|node| node.integer(1..=MAX_ATTEMPTS));
+    let attempt_timeout =
+        table.get("attempt_timeout").and_then(|node| node.duration()).unwrap_or(DEFAULT_ATTEMPT);
+    let kind = DeclaredKind::Group(DeclaredGroup { policy, members, attempts, attempt_timeout });
+    Some(Declared { name, weight: weight(&table), check: check_of(&table, checks), kind, node })
+}
+
+fn members<'a>(node: &Node<'a>) -> Option<Vec<Node<'a>>> {
+    let members = node.list()?;
+    if members.is_empty() {
+        node.report("is empty: a group has at least one member", None);
+    }
+    let mut seen: Vec<&str> = Vec::new();
+    for member in &members {
+        let Some(name) = member.string() else { continue };
+        if seen.contains(&name) {
+            let hint = "for a larger share give it a weight".to_owned();
+            member.report(format!("{name:?} is a member already"), Some(hint));
+        }
+        seen.push(name);
+    }
+    Some(members)
+}
+
+fn weight(table: &Table<'_>) -> u32 {
+    table.get("weight").and_then(|node| node.integer(1..=MAX_WEIGHT)).unwrap_or(1)
+}
+
+fn check_of(table: &Table<'_>, checks: &Checks<'_>) -> Option<Arc<Check>> {
+    let node = table.get("check")?;
+    let name = node.string()?;
+    let check = checks.get(name);
+    if check.is_none() {
+        let hint = did_you_mean(name, checks.keys().copied());
+        let hint = hint.unwrap_or_else(|| format!("declare it: [check.{name}]"));
+        node.report(format!("there is no check {name:?}"), Some(hint));
+    }
+    check.cloned()
+}
+
+/// Names stand in logs, metrics and URLs: no spaces, quotes or control characters.
+pub(crate) fn is_name(name: &str, node: &Node<'_>) {
+    let is_sound = !name.is_empty()
+        && name.len() <= MAX_NAME_BYTES
+        && name.chars().all(|character| {
+            !character.is_whitespace() && !character.is_control() && !matches!(character, '"' | '\'' | '\\')
+        });
+    if !is_sound {
+        node.report(
+            format!("{name:?} is no name"),
+            Some(format!("1 to {MAX_NAME_BYTES} bytes without spaces, quotes and backslashes")),
+        );
+    }
+}

@@ -1,0 +1,312 @@
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use ringweir_flow::reach::Reach;
+use ringweir_flow::snapshot::{Policy, Protocol};
+
+use super::*;
+use crate::model::{BindAddress, Endpoint, EngineKind, TargetKind, Workers};
+
+fn read(text: &str) -> Result<Config, ConfigErrors> {
+    parse(text, "test.toml", Path::new(""))
+}
+
+/// The only mistake in a text.
+fn mistake(text: &str) -> Diagnostic {
+    let ConfigErrors(mut found) = read(text).expect_err("a mistake is in the text");
+    assert_eq!(found.len(), 1, "{found:#?}");
+    found.remove(0)
+}
+
+fn check_of<'c>(config: &'c Config, name: &str) -> Option<&'c str> {
+    let target = config.targets.iter().find(|target| &*target.name == name).unwrap();
+    match &target.kind {
+        TargetKind::Upstream(upstream) => upstream.check.as_ref().map(|check| &*check.name),
+        TargetKind::Group(_) => panic!("{name} is a group"),
+    }
+}
+
+const WEB: &str = "[[listener]]\nname = \"web\"\nbind = \"127.0.0.1:80\"\ntarget = \"pool\"\n";
+
+#[test]
+fn a_whole_configuration_is_understood() {
+    let config = read(
+        r#"
+        [engine]
+        kind = "tokio"
+        workers = 3
+        [admin]
+        listen = "none"
+        metrics = "127.0.0.1:9180"
+        [log]
+        sessions = true
+        [timeouts]
+        idle = "30m"
+        drain = "5s"
+        [resolver]
+        servers = ["10.0.0.53"]
+        [[listener]]
+        name = "web"
+        bind = ["0.0.0.0:443", "[::]:443"]
+        target = "pool"
+        timeouts = { idle = "5m" }
+        [[listener]]
+        name = "proxy"
+        bind = ":1080"
+        protocol = "mixed"
+        target = "direct"
+        users = { ann = "secret" }
+        allow = ["10.0.0.0/8", "192.0.2.1"]
+        allow_local = ["127.0.0.0/8"]
+        timeouts.handshake = "3s"
+        [upstream.tokyo]
+        address = "10.0.0.2:8443"
+        weight = 3
+        [upstream.named]
+        address = "app.example:80"
+        [group.pool]
+        policy = "least-connections"
+        members = ["tokyo", "named", "spares"]
+        check = "alive"
+        [group.spares]
+        members = ["reject"]
+        weight = 2
+        [check.alive]
+        schedule = ["10s", "1m"]
+        "#,
+    )
+    .unwrap();
+    assert_eq!((config.engine, config.workers), (EngineKind::Tokio, Workers::Count(3)));
+    assert_eq!((config.admin.listen, config.drain), (None, Duration::from_secs(5)));
+    assert_eq!(config.resolver.servers, ["10.0.0.53:53".parse().unwrap()]);
+    let [web, proxy] = &config.listeners[..] else { panic!() };
+    assert_eq!((web.binds.len(), web.protocol), (2, Protocol::Tcp));
+    assert_eq!(web.timeouts.idle, Duration::from_secs(300));
+    assert_eq!(proxy.binds, [BindAddress::DualStack(1080)]);
+    assert_eq!(proxy.timeouts.idle, Duration::from_secs(1800));
+    assert_eq!(proxy.timeouts.handshake, Duration::from_secs(3));
+    assert!(proxy.users.as_ref().unwrap().verify(b"ann", b"secret"));
+    assert_eq!(proxy.allow.as_ref().unwrap().len(), 2);
+    let TargetKind::Group(pool) = &config.targets[web.target.0 as usize].kind else { panic!() };
+    assert_eq!((pool.policy, pool.attempts), (Policy::LeastConnections, 3));
+    assert_eq!(pool.members.iter().map(|member| member.weight).collect::<Vec<_>>(), [3, 1, 2]);
+    let last: Vec<&str> = config.targets.iter().rev().take(2).map(|target| &*target.name).collect();
+    assert_eq!(last, ["reject", "direct"], "what is built in stands behind what is declared");
+}
+
+#[test]
+fn many_mistakes_are_reported_at_once_with_their_places_and_hints() {
+    let text = r#"
+colour = 1
+[engine]
+kind = "io_uring"
+workers = 0
+[timeouts]
+idle = 10
+handshake = "soon"
+[[listener]]
+name = "web"
+bind = "localhost:80"
+protocol = "sock5"
+target = "poool"
+[group.pool]
+members = ["a", "b"]
+weight = 70000
+check = "alife"
+[check.alive]
+fall = 0
+[upstream.a]
+addres = "10.0.0.1:80"
+"#;
+    let errors = read(text).unwrap_err();
+    let lines: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+    let expected = [
+        "test.toml:2:1: colour: there is no such key\n    hint: known here: engine",
+        "test.toml:4:8: engine.kind: \"io_uring\" is not known here\n    hint: did you mean \"io-uring\"?",
+        "test.toml:5:11: engine.workers: 0 is not from 1 to 1024",
+        "test.toml:7:8: timeouts.idle: wants a time as a string, not an integer\n    hint: write \"10s\"",
+        "test.toml:8:13: timeouts.handshake: \"soon\" is not a time",
+        "test.toml:11:8: listener[0].bind: \"localhost:80\" is a name",
+        "test.toml:12:12: listener[0].protocol: \"sock5\" is not known here\n    hint: did you mean \"socks5\"?",
+        "test.toml:13:10: listener[0].target: there is no upstream or group \"poool\"\n    hint: did you mean \"pool\"?",
+        "test.toml:15:17: group.pool.members[1]: there is no upstream or group \"b\"\n    hint: declare it",
+        "test.toml:16:10: group.pool.weight: 70000 is not from 1 to 65535",
+        "test.toml:17:9: group.pool.check: there is no check \"alife\"\n    hint: did you mean \"alive\"?",
+        "test.toml:19:8: check.alive.fall: 0 is not from 1 to 100",
+        "test.toml:20:11: upstream.a: \"address\" is missing",
+        "test.toml:21:1: upstream.a.addres: there is no such key\n    hint: did you mean \"address\"?",
+    ];
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.starts_with(expected), "{line}\n{expected}");
+    }
+}
+
+#[test]
+fn several_syntax_errors_are_reported_at_once() {
+    let errors = read("a = \nb = 1\nc = = 2\n").unwrap_err();
+    let lines: Vec<usize> = errors.0.iter().map(|error| error.place.line).collect();
+    assert!(lines.contains(&1) && lines.contains(&3), "{errors}");
+}
+
+#[test]
+fn a_cycle_is_refused_and_its_path_named() {
+    let text = format!(
+        "{WEB}[group.pool]\nmembers = [\"spares\"]\n[group.spares]\nmembers = [\"last\"]\n\
+         [group.last]\nmembers = [\"direct\", \"pool\"]\n"
+    );
+    let errors = read(&text).unwrap_err();
+    let cycle = errors.0.iter().find(|error| error.key == "group.last.members[1]").unwrap();
+    assert_eq!(cycle.message, "is a cycle: pool -> spares -> last -> pool");
+    assert_eq!((cycle.place.line, cycle.place.column), (10, 22));
+    let own = mistake(&format!("{WEB}[group.pool]\nmembers = [\"pool\"]\n"));
+    assert_eq!(own.message, "is a cycle: pool -> pool");
+}
+
+#[test]
+fn groups_nest_eight_deep_and_no_deeper() {
+    let nested = |depth: usize| {
+        let mut text = format!("{WEB}[upstream.g{depth}]\naddress = \"10.0.0.1:80\"\n");
+        text.push_str("[group.pool]\nmembers = [\"g1\"]\n");
+        for level in 1..depth {
+            text.push_str(&format!("[group.g{level}]\nmembers = [\"g{}\"]\n", level + 1));
+        }
+        text
+    };
+    read(&nested(8)).unwrap();
+    let error = mistake(&nested(9));
+    assert_eq!(error.key, "group.pool");
+    assert_eq!(
+        error.message,
+        "nests deeper than 8 groups: pool -> g1 -> g2 -> g3 -> g4 -> g5 -> g6 -> g7 -> g8"
+    );
+}
+
+#[test]
+fn open_relays_are_refused_with_both_remedies() {
+    for protocol in ["socks5", "http", "mixed"] {
+        let listener = |bind: &str, rest: &str| {
+            format!(
+                "[[listener]]\nname = \"p\"\nbind = [\"127.0.0.1:80\", {bind:?}]\nprotocol = {protocol:?}\n\
+                 target = \"direct\"\n{rest}\n"
+            )
+        };
+        for bind in [":1080", "0.0.0.0:1080", "[::]:1080", "192.0.2.1:1080"] {
+            let error = mistake(&listener(bind, ""));
+            assert_eq!((error.key.as_str(), error.place.line), ("listener[0].bind[1]", 3));
+            assert!(error.message.contains("open relay"), "{error}");
+            let hint = error.hint.unwrap();
+            assert!(hint.contains("users") && hint.contains("allow"), "{hint}");
+            read(&listener(bind, "users = { ann = \"secret\" }")).unwrap();
+            read(&listener(bind, "allow = [\"10.0.0.0/8\"]")).unwrap();
+            assert!(mistake(&listener(bind, "allow = []")).message.contains("nobody"));
+        }
+        read(&listener("127.0.0.2:1080", "")).unwrap();
+    }
+}
+
+#[test]
+fn reach_follows_from_the_binds() {
+    let reach = |bind: &str| {
+        let text = format!(
+            "[[listener]]\nname = \"p\"\nbind = {bind}\nprotocol = \"mixed\"\ntarget = \"direct\"\n\
+             allow = [\"10.0.0.0/8\"]\nallow_local = [\"127.0.0.0/8\"]\n"
+        );
+        read(&text).unwrap().listeners[0].reach.clone()
+    };
+    assert_eq!(reach("[\"127.0.0.1:1\", \"[::1]:1\"]"), Reach::Anywhere);
+    let outside = Reach::NotLocal { allowed: ["127.0.0.0/8".parse().unwrap()].into() };
+    assert_eq!(reach("[\"127.0.0.1:1\", \":2\"]"), outside);
+    #[cfg(unix)]
+    assert_eq!(reach("\"unix:/run/p.sock\""), Reach::Anywhere);
+}
+
+#[test]
+fn a_tcp_listener_cannot_lead_to_direct() {
+    let text = format!("{WEB}[group.pool]\nmembers = [\"inner\"]\n[group.inner]\nmembers = [\"direct\"]\n");
+    let error = mistake(&text);
+    assert_eq!(error.key, "listener[0].target");
+    assert!(error.message.contains("pool -> inner -> direct"), "{error}");
+}
+
+#[test]
+fn names_and_addresses_are_taken_once() {
+    let text = format!(
+        "{WEB}{WEB}[upstream.pool]\naddress = \"10.0.0.1:80\"\n[group.pool]\nmembers = [\"direct\"]\n\
+         [upstream.direct]\nkind = \"reject\"\n"
+    );
+    let messages: Vec<String> = read(&text).unwrap_err().0.into_iter().map(|error| error.message).collect();
+    for expected in [
+        "the name \"web\" is taken by another listener",
+        "127.0.0.1:80 is taken: listener \"web\" is bound to 127.0.0.1:80",
+        "the name \"pool\" is taken",
+        "the name \"direct\" stands for what is built in",
+    ] {
+        assert!(messages.iter().any(|message| message == expected), "{expected}: {messages:#?}");
+    }
+}
+
+#[test]
+fn a_check_is_handed_down_to_members_that_name_none() {
+    let text = format!(
+        "{WEB}[upstream.own]\naddress = \"10.0.0.1:80\"\ncheck = \"slow\"\n\
+         [upstream.plain]\naddress = \"10.0.0.2:80\"\n[upstream.deep]\naddress = \"10.0.0.3:80\"\n\
+         [group.pool]\nmembers = [\"own\", \"plain\", \"inner\", \"reject\"]\ncheck = \"fast\"\n\
+         [group.inner]\nmembers = [\"deep\"]\n[check.fast]\n[check.slow]\n"
+    );
+    let config = read(&text).unwrap();
+    assert_eq!(check_of(&config, "own"), Some("slow"));
+    assert_eq!(check_of(&config, "plain"), Some("fast"));
+    assert_eq!(check_of(&config, "deep"), Some("fast"));
+    assert_eq!(check_of(&config, "reject"), None);
+    let torn = format!("{text}[group.other]\nmembers = [\"deep\"]\ncheck = \"slow\"\n");
+    let error = mistake(&torn);
+    assert_eq!(error.key, "upstream.deep");
+    assert!(error.message.contains("different checks"), "{error}");
+}
+
+#[test]
+fn an_admin_endpoint_for_strangers_needs_a_token() {
+    let upstream = "[upstream.pool]\naddress = \"10.0.0.1:80\"\n";
+    let error = mistake(&format!("[admin]\nmetrics = \"0.0.0.0:9180\"\n{WEB}{upstream}"));
+    assert_eq!(error.key, "admin.metrics");
+    let token = "[admin]\nmetrics = \"0.0.0.0:9180\"\ntoken = \"long-enough\"\n";
+    assert!(read(&format!("{token}{WEB}{upstream}")).unwrap().admin.token.unwrap().verify(b"long-enough"));
+    assert!(mistake(&format!("[admin]\ntoken = \"short\"\n{WEB}{upstream}")).message.contains("guessed"));
+}
+
+#[test]
+fn users_come_from_a_file_beside_the_configuration_and_its_mistakes_are_placed_there() {
+    let folder = std::env::temp_dir().join(format!("ringweir-users-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let config = folder.join("ringweir.toml");
+    let text = "[[listener]]\nname = \"p\"\nbind = \":0\"\nprotocol = \"http\"\ntarget = \"direct\"\n\
+                users_file = \"users\"\n";
+    fs::write(&config, text).unwrap();
+    fs::write(folder.join("users"), "# people\nann:se:cret\n\nbob:x\n").unwrap();
+    let users = load(&config).unwrap().listeners[0].users.clone().unwrap();
+    assert!(users.verify(b"ann", b"se:cret") && users.verify(b"bob", b"x"));
+    fs::write(folder.join("users"), "ann:secret\nbob\n").unwrap();
+    let errors = load(&config).unwrap_err();
+    assert!(errors.0[0].place.file.ends_with("users") && errors.0[0].place.line == 2, "{errors}");
+    fs::remove_file(folder.join("users")).unwrap();
+    assert!(load(&config).unwrap_err().to_string().contains("cannot be read"));
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn protocol_and_upstream_kinds_allow_only_what_they_can_use() {
+    let pool = "[upstream.pool]\naddress = \"10.0.0.1:80\"\n";
+    let users = mistake(&format!("{WEB}users = {{ ann = \"secret\" }}\n{pool}"));
+    assert!(users.message.contains("no meaning where the protocol is tcp"), "{users}");
+    let address = mistake(&format!("{WEB}[upstream.pool]\nkind = \"reject\"\naddress = \"10.0.0.1:80\"\n"));
+    assert_eq!(address.key, "upstream.pool.address");
+    let check = mistake(&format!("{WEB}[upstream.pool]\nkind = \"reject\"\ncheck = \"c\"\n[check.c]\n"));
+    assert!(check.message.contains("nothing to probe"));
+    let empty = read("").unwrap_err();
+    assert!(empty.to_string().contains("there is no listener"));
+    let kind = read(&format!("{WEB}{pool}kind = \"tcp\"\n")).unwrap();
+    let TargetKind::Upstream(upstream) = &kind.targets[0].kind else { panic!() };
+    assert_eq!(upstream.endpoint, Endpoint::Address("10.0.0.1:80".parse().unwrap()));
+}

@@ -1,0 +1,319 @@
+//! A configuration that cannot be wrong: names are resolved to positions, cycles, open relays and impossible values
+//! have been refused.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use ringweir_flow::reach::Reach;
+use ringweir_flow::snapshot::{Group, Protocol, TargetIndex, Timeouts};
+use ringweir_flow::users::Users;
+use ringweir_flow::wire::HostName;
+use zeroize::Zeroizing;
+
+/// The most workers that may be configured.
+pub const MAX_WORKERS: usize = 1024;
+
+/// Everything that is configured.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Which engine runs the sessions.
+    pub engine: EngineKind,
+    /// How many workers.
+    pub workers: Workers,
+    /// The admin endpoint.
+    pub admin: Admin,
+    /// The log.
+    pub log: Log,
+    /// How long SIGTERM waits for running sessions.
+    pub drain: Duration,
+    /// How names are resolved.
+    pub resolver: ResolverSettings,
+    /// The listeners, as written.
+    pub listeners: Vec<Listener>,
+    /// The targets, as written; [`TargetIndex`] points here and at the same place in the snapshot.
+    pub targets: Vec<Target>,
+}
+
+/// Which engine runs the sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineKind {
+    /// io_uring where it can be had, else tokio.
+    #[default]
+    Auto,
+    /// io_uring or nothing.
+    IoUring,
+    /// tokio.
+    Tokio,
+}
+
+/// How many workers serve.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Workers {
+    /// As many as this process may use cores.
+    #[default]
+    Auto,
+    /// So many, 1 to [`MAX_WORKERS`].
+    Count(usize),
+}
+
+impl Workers {
+    /// How many that is on this machine.
+    pub fn count(self) -> usize {
+        match self {
+            Workers::Count(count) => count,
+            Workers::Auto => {
+                std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS))
+            }
+        }
+    }
+}
+
+/// The admin endpoint.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where the whole of it listens; `None` when it is switched off.
+    pub listen: Option<BindAddress>,
+    /// Where scrapers may read.
+    pub metrics: Option<BindAddress>,
+    /// What requests over TCP must bear.
+    pub token: Option<Token>,
+}
+
+/// A secret that requests over TCP must bear. Its `Debug` shows nothing of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(Arc<Zeroizing<String>>);
+
+impl Token {
+    /// Takes over a secret.
+    pub fn new(secret: &str) -> Token {
+        Token(Arc::new(Zeroizing::new(secret.to_owned())))
+    }
+
+    /// Whether `offered` is the secret; takes as long for a wrong one of equal length.
+    pub fn verify(&self, offered: &[u8]) -> bool {
+        bool::from(subtle::ConstantTimeEq::ct_eq(self.0.as_bytes(), offered))
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+/// The log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The least important lines that are still written.
+    pub level: Level,
+    /// How they look.
+    pub format: LogFormat,
+    /// Whether each finished session gets one.
+    pub sessions: bool,
+}
+
+/// How important a line of the log is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Level {
+    /// Something does not work.
+    Error,
+    /// Something may soon not work.
+    Warn,
+    /// What an operator wants to know.
+    #[default]
+    Info,
+    /// What a developer wants to know.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// How lines of the log look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How names are resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolverSettings {
+    /// The name servers; empty for those of the system.
+    pub servers: Vec<SocketAddr>,
+    /// How long one question may take in all.
+    pub timeout: Duration,
+}
+
+/// Where clients connect.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its addresses, at least one.
+    pub binds: Vec<BindAddress>,
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// Where its sessions are dispatched.
+    pub target: TargetIndex,
+    /// Who may use it, where the protocol can ask.
+    pub users: Option<Arc<Users>>,
+    /// From which networks it may be used.
+    pub allow: Option<Arc<[IpNet]>>,
+    /// What `direct` may dial for its clients.
+    pub reach: Reach,
+    /// Its timeouts.
+    pub timeouts: Timeouts,
+}
+
+/// Where a listener is bound.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum BindAddress {
+    /// One address; IPv6 ones take no IPv4 clients.
+    Tcp(SocketAddr),
+    /// Every address of both families, written `:port`.
+    DualStack(u16),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl BindAddress {
+    /// Whether only this machine can connect there.
+    pub fn is_local(&self) -> bool {
+        match self {
+            BindAddress::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            BindAddress::DualStack(_) => false,
+            BindAddress::Unix(_) => true,
+        }
+    }
+
+    /// The port, where there is one.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            BindAddress::Tcp(address) => Some(address.port()),
+            BindAddress::DualStack(port) => Some(*port),
+            BindAddress::Unix(_) => None,
+        }
+    }
+
+    /// Whether clients of one would sometimes be served by the other. Port 0 is a new port each time.
+    pub fn collides_with(&self, other: &BindAddress) -> bool {
+        match (self, other) {
+            (BindAddress::Unix(a), BindAddress::Unix(b)) => a == b,
+            (BindAddress::Unix(_), BindAddress::Tcp(_) | BindAddress::DualStack(_))
+            | (BindAddress::Tcp(_) | BindAddress::DualStack(_), BindAddress::Unix(_)) => false,
+            (BindAddress::Tcp(a), BindAddress::Tcp(b)) => a == b && a.port() != 0,
+            (BindAddress::DualStack(a), BindAddress::DualStack(b)) => a == b && *a != 0,
+            (BindAddress::Tcp(one), BindAddress::DualStack(port))
+            | (BindAddress::DualStack(port), BindAddress::Tcp(one)) => {
+                one.ip().is_unspecified() && one.port() == *port && *port != 0
+            }
+        }
+    }
+}
+
+impl fmt::Display for BindAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BindAddress::Tcp(address) => address.fmt(f),
+            BindAddress::DualStack(port) => write!(f, ":{port}"),
+            BindAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Anything that sessions may be dispatched to.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Upstream or group.
+    pub kind: TargetKind,
+}
+
+/// Upstream or group.
+#[derive(Clone, Debug)]
+pub enum TargetKind {
+    /// A way to reach an endpoint.
+    Upstream(Upstream),
+    /// A policy over targets.
+    Group(Group),
+}
+
+/// A way to reach an endpoint.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Where it leads.
+    pub endpoint: Endpoint,
+    /// How its health is found out, if at all.
+    pub check: Option<Arc<Check>>,
+}
+
+/// Where an upstream leads.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// An address.
+    Address(SocketAddr),
+    /// A name and a port.
+    Name(HostName, u16),
+    /// A Unix socket.
+    Unix(Arc<Path>),
+    /// Wherever the client wants to go.
+    Direct,
+    /// Nowhere.
+    Reject,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Endpoint::Address(address) => address.fmt(f),
+            Endpoint::Name(host, port) => write!(f, "{host}:{port}"),
+            Endpoint::Unix(path) => write!(f, "unix:{}", path.display()),
+            Endpoint::Direct => f.write_str("direct"),
+            Endpoint::Reject => f.write_str("reject"),
+        }
+    }
+}
+
+/// An active health check: a TCP (or Unix socket) connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The waits between probes, at least one; the last repeats.
+    pub schedule: Vec<Duration>,
+    /// How long one probe may take.
+    pub timeout: Duration,
+    /// After how many failures in a row the target is down.
+    pub fall: u32,
+    /// After how many successes in a row the target is up.
+    pub rise: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_collide_with_the_dual_stack_bind_of_the_same_port() {
+        let dual = BindAddress::DualStack(80);
+        let tcp = |text: &str| BindAddress::Tcp(text.parse().unwrap());
+        assert!(dual.collides_with(&tcp("0.0.0.0:80")) && tcp("[::]:80").collides_with(&dual));
+        assert!(!dual.collides_with(&tcp("127.0.0.1:80")) && !dual.collides_with(&tcp("0.0.0.0:81")));
+        assert!(!tcp("127.0.0.1:0").collides_with(&tcp("127.0.0.1:0")));
+    }
+
+    #[test]
+    fn a_token_shows_nothing_of_itself() {
+        let token = Token::new("secret");
+        assert!(token.verify(b"secret") && !token.verify(b"secreT") && !token.verify(b""));
+        assert_eq!(format!("{token:?}"), "Token(..)");
+    }
+}
