@@ -1,0 +1,84 @@
+//! Carries out a session's commands, and receives from the client while it makes its request.
+
+use std::task::{Context, Poll};
+
+use ringweir_flow::pump::{Closing, Direction, Side};
+use ringweir_flow::session::Command;
+
+use crate::buffers::Size;
+use crate::connect;
+use crate::live::{AfterOutbox, End, Live, Turn};
+
+/// Carries out one command; returns how the session closes when that is it.
+pub(crate) fn carry_out(command: Command, live: &mut Live) -> Option<Closing> {
+    match command {
+        Command::Send(side, bytes) => match live.end(side) {
+            Some(end) => end.outbox.push(&bytes),
+            // Bytes for the upstream come just ahead of the pump command that names its socket.
+            None => live.dials.early.extend_from_slice(&bytes),
+        },
+        Command::ShutDownClient => live.client.after_outbox = AfterOutbox::ShutDown,
+        Command::Connect { attempt, address, local } => connect::start(live, attempt, &address, local),
+        Command::Abandon(attempt) => connect::abandon(live, attempt),
+        Command::Resolve(name) => connect::resolve(live, name),
+        Command::Pump(attempt) => {
+            let Some((stream, first)) = connect::take(live, attempt) else {
+                unreachable!("an attempt is pumped once it is connected")
+            };
+            live.upstream = Some(End::new(stream, first));
+        }
+        Command::Close(closing) => return Some(closing),
+    }
+    None
+}
+
+/// Sends what the session commanded to be sent, and does what is due after it.
+pub(crate) fn flush(live: &mut Live, side: Side, cx: &mut Context<'_>) -> Turn {
+    let Some(end) = live.end(side) else { return Turn::Blocked };
+    while !end.outbox.is_empty() {
+        match end.stream.poll_write(cx, end.outbox.unsent()) {
+            Poll::Pending => return Turn::Blocked,
+            Poll::Ready(Ok(bytes)) => end.outbox.handle_sent(bytes),
+            Poll::Ready(Err(_)) => {
+                end.outbox.clear();
+                end.after_outbox = AfterOutbox::Nothing;
+                if live.session.is_pumping() {
+                    live.fail_send(Direction::from(side.other()));
+                } else {
+                    live.session.handle_client_failed();
+                }
+                return Turn::Moved;
+            }
+        }
+    }
+    match std::mem::replace(&mut end.after_outbox, AfterOutbox::Nothing) {
+        AfterOutbox::Nothing => Turn::Blocked,
+        AfterOutbox::ShutDown => {
+            end.stream.shut_down();
+            live.session.handle_shut_down();
+            Turn::Moved
+        }
+    }
+}
+
+/// Receives once from the client, if the session wants its bytes.
+pub(crate) fn receive(live: &mut Live, cx: &mut Context<'_>) -> Turn {
+    if !live.session.wants_bytes() {
+        return Turn::Blocked;
+    }
+    let mut buffer = live.worker.buffers.borrow_mut().take(Size::Small);
+    let polled = live.client.stream.poll_read(cx, buffer.bytes_mut());
+    let turn = match polled {
+        Poll::Pending => Turn::Blocked,
+        Poll::Ready(received) => {
+            match received {
+                Ok(0) => live.session.handle_client_ended(),
+                Ok(bytes) => live.session.handle_bytes(&buffer.bytes()[..bytes], live.now),
+                Err(_) => live.session.handle_client_failed(),
+            }
+            Turn::Moved
+        }
+    };
+    live.worker.buffers.borrow_mut().give_back(buffer);
+    turn
+}

@@ -1,0 +1,173 @@
+//! Moves the bytes of open sessions: a receive into a buffer of the worker's, and the sends that empty it. A session
+//! that waits for bytes holds no buffer.
+
+use std::task::{Context, Poll};
+
+use ringweir_flow::pump::{Direction, Step};
+
+use crate::buffers::{Buffer, Size};
+use crate::live::{Live, Turn};
+
+/// How many receives and sends a direction may make before the other sessions get their turn: a quarter of a
+/// megabyte at most.
+const STEPS: u32 = 8;
+
+/// One direction of a session.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    job: Job,
+    held: Option<Held>,
+    /// What the next receive takes.
+    size: Size,
+}
+
+/// The step that the session gave out last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Job {
+    Nothing,
+    Receiving,
+    /// So many of the held bytes are to be sent.
+    Sending(usize),
+}
+
+/// Received and not sent.
+#[derive(Debug)]
+struct Held {
+    buffer: Buffer,
+    sent: usize,
+    end: usize,
+}
+
+impl Default for Lane {
+    fn default() -> Lane {
+        Lane { job: Job::Nothing, held: None, size: Size::Small }
+    }
+}
+
+/// Goes on in a direction until it is blocked or over, or has had its share of the worker's time.
+pub(crate) fn run(live: &mut Live, direction: Direction, cx: &mut Context<'_>) -> Turn {
+    let mut steps = STEPS;
+    while steps > 0 {
+        let sink = live.end(direction.sink());
+        if sink.is_some_and(|sink| !sink.outbox.is_empty()) {
+            return Turn::Blocked;
+        }
+        let pass = match live.lane(direction).job {
+            Job::Nothing => begin(live, direction),
+            Job::Receiving => receive(live, direction, cx),
+            Job::Sending(bytes) => send(live, direction, bytes, cx),
+        };
+        match pass {
+            Pass::Blocked => return Turn::Blocked,
+            Pass::Over => return Turn::Moved,
+            Pass::Begun => {}
+            Pass::Done => steps -= 1,
+        }
+    }
+    Turn::Spent
+}
+
+/// How far a direction came.
+enum Pass {
+    /// The next step is known.
+    Begun,
+    /// A receive or send is done.
+    Done,
+    /// Waits for a socket, or has nothing to do any more.
+    Blocked,
+    /// The direction is over, and with it perhaps the session.
+    Over,
+}
+
+fn begin(live: &mut Live, direction: Direction) -> Pass {
+    match live.session.poll_step(direction) {
+        None => Pass::Blocked,
+        Some(Step::Receive) => {
+            // What is left is not to be forwarded.
+            live.drop_held(direction);
+            live.lane(direction).job = Job::Receiving;
+            Pass::Begun
+        }
+        Some(Step::Send(bytes)) => {
+            live.lane(direction).job = Job::Sending(bytes);
+            Pass::Begun
+        }
+        Some(Step::ShutDown) => {
+            if let Some(sink) = live.end(direction.sink()) {
+                sink.stream.shut_down();
+            }
+            Pass::Over
+        }
+    }
+}
+
+fn receive(live: &mut Live, direction: Direction, cx: &mut Context<'_>) -> Pass {
+    let size = live.lane(direction).size;
+    let mut buffer = live.worker.buffers.borrow_mut().take(size);
+    let Some(source) = live.end(direction.source()) else { unreachable!("both sides are open") };
+    let polled = source.stream.poll_read(cx, buffer.bytes_mut());
+    let Poll::Ready(received) = polled else {
+        live.worker.buffers.borrow_mut().give_back(buffer);
+        return Pass::Blocked;
+    };
+    live.lane(direction).job = Job::Nothing;
+    let now = live.now;
+    match received {
+        Ok(bytes @ 1..) => {
+            let lane = live.lane(direction);
+            lane.size = Size::after(bytes);
+            lane.held = Some(Held { buffer, sent: 0, end: bytes });
+            live.session.handle_received(direction, bytes, now);
+            return Pass::Done;
+        }
+        Ok(0) => live.session.handle_ended(direction, now),
+        Err(_) => live.session.handle_receive_failed(direction),
+    }
+    live.worker.buffers.borrow_mut().give_back(buffer);
+    Pass::Over
+}
+
+fn send(live: &mut Live, direction: Direction, bytes: usize, cx: &mut Context<'_>) -> Pass {
+    let (lane, sink) = match direction {
+        Direction::Up => (&mut live.up, live.upstream.as_mut()),
+        Direction::Down => (&mut live.down, Some(&mut live.client)),
+    };
+    let (Some(held), Some(sink)) = (&mut lane.held, sink) else {
+        unreachable!("a send follows what was received, and both sides are open")
+    };
+    let Poll::Ready(sent) = sink.stream.poll_write(cx, &held.buffer.bytes()[held.sent..held.sent + bytes])
+    else {
+        return Pass::Blocked;
+    };
+    lane.job = Job::Nothing;
+    match sent {
+        Ok(sent) => {
+            held.sent += sent;
+            if held.sent == held.end {
+                live.drop_held(direction);
+            }
+            live.session.handle_sent(direction, sent, live.now);
+            Pass::Done
+        }
+        Err(_) => {
+            live.fail_send(direction);
+            Pass::Over
+        }
+    }
+}
+
+impl Live {
+    /// The sink of a direction is broken: nothing more goes there.
+    pub(crate) fn fail_send(&mut self, direction: Direction) {
+        self.drop_held(direction);
+        self.lane(direction).job = Job::Nothing;
+        self.session.handle_send_failed(direction);
+    }
+
+    /// What was received and is not to be forwarded goes back to the worker.
+    pub(crate) fn drop_held(&mut self, direction: Direction) {
+        if let Some(held) = self.lane(direction).held.take() {
+            self.worker.buffers.borrow_mut().give_back(held.buffer);
+        }
+    }
+}

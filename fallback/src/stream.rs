@@ -1,0 +1,90 @@
+//! A connected socket, TCP or local, as the stages of a session use it.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use socket2::{SockRef, Socket};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::platform::{self, LocalStream};
+
+/// What a socket is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Tcp,
+    /// A Unix socket.
+    Local,
+}
+
+/// A non-blocking stream socket that belongs to a session.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Local(LocalStream),
+}
+
+impl Stream {
+    /// Makes the runtime of this thread wait for a non-blocking socket.
+    pub(crate) fn adopt(socket: Socket, transport: Transport) -> io::Result<Stream> {
+        match transport {
+            Transport::Tcp => TcpStream::from_std(socket.into()).map(Stream::Tcp),
+            Transport::Local => platform::adopt_local(socket).map(Stream::Local),
+        }
+    }
+
+    /// Takes the socket out of this thread's runtime, for that of another.
+    pub(crate) fn into_socket(self) -> io::Result<(Socket, Transport)> {
+        match self {
+            Stream::Tcp(stream) => Ok((stream.into_std()?.into(), Transport::Tcp)),
+            Stream::Local(stream) => Ok((platform::release_local(stream)?, Transport::Local)),
+        }
+    }
+
+    /// Receives into `buffer`; 0 is the end of the stream.
+    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(buffer);
+        ready!(match self {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
+            Stream::Local(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
+        })?;
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Local(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    /// Waits for the connect that was started on the socket.
+    pub(crate) fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let stream = match self {
+            Stream::Tcp(stream) => stream,
+            // Connects at once or not at all.
+            Stream::Local(_) => return Poll::Ready(Ok(())),
+        };
+        ready!(stream.poll_write_ready(cx))?;
+        Poll::Ready(stream.take_error()?.map_or(Ok(()), Err))
+    }
+
+    /// Ends the stream towards the peer. It fails only when the connection is gone, which the next operation on it
+    /// reports.
+    pub(crate) fn shut_down(&self) {
+        let _ = match self {
+            Stream::Tcp(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+            Stream::Local(stream) => platform::shut_down_local(stream),
+        };
+    }
+
+    /// The socket's own address.
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Stream::Tcp(stream) => stream.local_addr().ok(),
+            Stream::Local(_) => None,
+        }
+    }
+}
