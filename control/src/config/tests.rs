@@ -310,3 +310,21 @@ fn protocol_and_upstream_kinds_allow_only_what_they_can_use() {
     let TargetKind::Upstream(upstream) = &kind.targets[0].kind else { panic!() };
     assert_eq!(upstream.endpoint, Endpoint::Address("10.0.0.1:80".parse().unwrap()));
 }
+
+const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
+
+#[test]
+fn every_key_is_documented() {
+    for key in known_keys() {
+        assert!(DOCUMENT.contains(&format!("| `{key}` |")), "{key} has no row in docs/configuration.md");
+    }
+}
+
+#[test]
+fn the_documented_example_is_a_configuration() {
+    let (_, rest) = DOCUMENT.split_once("```toml\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let config = read(example).unwrap();
+    assert_eq!(config.listeners.len(), 2);
+    assert_eq!(check_of(&config, "osaka"), Some("alive"), "handed down through the inner group");
+}
