@@ -1,0 +1,10 @@
+//! End to end: the real binary with real sockets. Every scenario runs on both engines, as `theme::io_uring::name`
+//! and `theme::tokio::name`. Where the machine refuses io_uring its variants skip aloud.
+#![cfg(target_os = "linux")]
+// All of this crate is tests, helpers included, and the lint's exception covers functions marked as such alone.
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+mod relay;
+mod reset;
