@@ -6,5 +6,9 @@
 
 mod harness;
 
+mod curl;
+mod http;
 mod relay;
 mod reset;
+mod socks;
+mod users;
