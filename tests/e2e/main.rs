@@ -7,7 +7,12 @@
 mod harness;
 
 mod curl;
+mod exhaustion;
+mod faults;
+mod health;
 mod http;
+mod names;
+mod policies;
 mod relay;
 mod reset;
 mod socks;

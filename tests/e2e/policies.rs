@@ -1,0 +1,158 @@
+//! How groups share sessions out. One worker makes the shares exact.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpStream};
+
+use crate::harness::client::ask_name;
+use crate::harness::daemon::{Daemon, Setup};
+use crate::harness::server::{Refuser, Server};
+use crate::harness::status::{named, number};
+use crate::harness::{Engine, PATIENCE, eventually, scenarios};
+
+scenarios!(Welcome:
+    round_robin_follows_the_weights_exactly,
+    round_robin_spreads_a_heavy_member_over_the_cycle,
+    random_follows_the_weights_roughly,
+    least_connections_evens_out_what_is_open,
+    least_connections_fills_what_became_free,
+    failover_stays_with_the_first_that_answers,
+    nested_groups_share_by_their_own_weights,
+    attempts_bound_how_many_members_are_tried,
+);
+
+/// The servers `a`, `b`, … and a `tcp` listener before a group of them.
+struct Pool {
+    _servers: Vec<Server>,
+    daemon: Daemon,
+}
+
+impl Pool {
+    fn start(engine: Engine, policy: &str, weights: &[u32]) -> Pool {
+        let servers: Vec<Server> = (b'a'..).take(weights.len()).map(Server::named).collect();
+        let addresses: Vec<SocketAddr> = servers.iter().map(Server::address).collect();
+        let config = group(policy, weights, &addresses);
+        Pool { _servers: servers, daemon: Setup::new(engine).workers(1).start(&config) }
+    }
+
+    fn ask(&self) -> (char, TcpStream) {
+        let (name, stream) = ask_name(self.daemon.address("in")).expect("served");
+        (char::from(name), stream)
+    }
+
+    /// The members that served `sessions` sessions, one after the other.
+    fn served(&self, sessions: usize) -> String {
+        (0..sessions).map(|_| self.ask().0).collect()
+    }
+}
+
+/// A listener before the group `pool` of members `a`, `b`, ….
+fn group(policy: &str, weights: &[u32], addresses: &[SocketAddr]) -> String {
+    let mut config =
+        "[[listener]]\nname = \"in\"\nbind = \"127.0.0.1:0\"\nprotocol = \"tcp\"\ntarget = \"pool\"\n"
+            .to_owned();
+    let mut members = Vec::new();
+    for ((name, weight), address) in ('a'..).zip(weights).zip(addresses) {
+        config.push_str(&format!("[upstream.{name}]\naddress = \"{address}\"\nweight = {weight}\n"));
+        members.push(name.to_string());
+    }
+    config.push_str(&format!("[group.pool]\npolicy = \"{policy}\"\nmembers = {members:?}\n"));
+    config
+}
+
+fn shares(served: &str) -> BTreeMap<char, usize> {
+    let mut shares = BTreeMap::new();
+    for name in served.chars() {
+        *shares.entry(name).or_default() += 1;
+    }
+    shares
+}
+
+fn round_robin_follows_the_weights_exactly(engine: Engine) {
+    let pool = Pool::start(engine, "round-robin", &[3, 1, 2]);
+    assert_eq!(shares(&pool.served(60)), BTreeMap::from([('a', 30), ('b', 10), ('c', 20)]));
+    for (name, sessions) in [("a", 30), ("b", 10), ("c", 20)] {
+        assert_eq!(number(named(&pool.daemon.status(), "targets", name), &["committed"]), sessions);
+    }
+}
+
+fn round_robin_spreads_a_heavy_member_over_the_cycle(engine: Engine) {
+    let pool = Pool::start(engine, "round-robin", &[5, 1, 1]);
+    let served = pool.served(70);
+    assert_eq!(shares(&served)[&'a'], 50);
+    // nginx's smooth order for 5:1:1 is a a b a c a a: never more than four in a row, over the seam.
+    assert!(!served.contains("aaaaa"), "{served}");
+}
+
+fn random_follows_the_weights_roughly(engine: Engine) {
+    const SESSIONS: usize = 400;
+    let pool = Pool::start(engine, "random", &[3, 1]);
+    let served = pool.served(SESSIONS);
+    // 300 expected, with a standard deviation below 9: six of them.
+    assert!((246..=354).contains(&shares(&served)[&'a']), "{:?}", shares(&served));
+    assert!(served.contains("ab") && served.contains("ba") && served.contains("aa"), "{served}");
+}
+
+fn least_connections_evens_out_what_is_open(engine: Engine) {
+    let pool = Pool::start(engine, "least-connections", &[2, 1, 1]);
+    let held: Vec<(char, TcpStream)> = (0..40).map(|_| pool.ask()).collect();
+    let names: String = held.iter().map(|(name, _)| *name).collect();
+    assert_eq!(shares(&names), BTreeMap::from([('a', 20), ('b', 10), ('c', 10)]));
+}
+
+fn least_connections_fills_what_became_free(engine: Engine) {
+    let pool = Pool::start(engine, "least-connections", &[1, 1]);
+    let held: Vec<(char, TcpStream)> = (0..20).map(|_| pool.ask()).collect();
+    let (gone, kept): (Vec<_>, Vec<_>) = held.into_iter().partition(|(name, _)| *name == 'a');
+    assert_eq!((gone.len(), kept.len()), (10, 10));
+    drop(gone);
+    let active = || number(named(&pool.daemon.status(), "targets", "a"), &["active"]);
+    eventually(PATIENCE, "the sessions of a have ended", || active() == 0);
+    let held: Vec<(char, TcpStream)> = (0..10).map(|_| pool.ask()).collect();
+    assert!(held.iter().all(|(name, _)| *name == 'a'), "all went where nothing was open");
+}
+
+fn failover_stays_with_the_first_that_answers(engine: Engine) {
+    let pool = Pool::start(engine, "failover", &[1, 1, 1]);
+    assert_eq!(pool.served(10), "a".repeat(10));
+    let (dead, live) = (Refuser::new(), Server::named(b'b'));
+    let config = group("failover", &[1, 1], &[dead.address(), live.address()]);
+    let daemon = Daemon::start(engine, &config);
+    for _ in 0..5 {
+        assert_eq!(ask_name(daemon.address("in")).map(|(name, _)| name), Some(b'b'));
+    }
+}
+
+fn nested_groups_share_by_their_own_weights(engine: Engine) {
+    let servers: Vec<Server> = (b'a'..=b'd').map(Server::named).collect();
+    let mut config =
+        "[[listener]]\nname = \"in\"\nbind = \"127.0.0.1:0\"\nprotocol = \"tcp\"\ntarget = \"outer\"\n"
+            .to_owned();
+    for (name, server) in ('a'..).zip(&servers) {
+        config.push_str(&format!("[upstream.{name}]\naddress = \"{}\"\n", server.address()));
+    }
+    config.push_str(
+        "[group.outer]\nmembers = [\"left\", \"right\", \"d\"]\n\
+         [group.left]\nmembers = [\"a\", \"b\"]\nweight = 2\n\
+         [group.right]\npolicy = \"failover\"\nmembers = [\"deep\", \"b\"]\n\
+         [group.deep]\nmembers = [\"c\"]\n",
+    );
+    let daemon = Setup::new(engine).workers(1).start(&config);
+    let served: String =
+        (0..40).map(|_| char::from(ask_name(daemon.address("in")).expect("served").0)).collect();
+    assert_eq!(shares(&served), BTreeMap::from([('a', 10), ('b', 10), ('c', 10), ('d', 10)]));
+    let status = daemon.status();
+    for (name, sessions) in [("outer", 40), ("left", 20), ("right", 10), ("deep", 10)] {
+        assert_eq!(number(named(&status, "targets", name), &["committed"]), sessions, "{name}");
+    }
+}
+
+fn attempts_bound_how_many_members_are_tried(engine: Engine) {
+    let (one, other, live) = (Refuser::new(), Refuser::new(), Server::named(b'c'));
+    let config =
+        group("failover", &[1, 1, 1], &[one.address(), other.address(), live.address()]) + "attempts = 2\n";
+    let daemon = Daemon::start(engine, &config);
+    assert!(ask_name(daemon.address("in")).is_none(), "the third was tried");
+    assert_eq!(live.accepted(), 0);
+    daemon.reload(&config.replace("attempts = 2", "attempts = 3")).unwrap();
+    assert!(ask_name(daemon.address("in")).is_some());
+}
