@@ -6,14 +6,18 @@
 
 mod harness;
 
+mod admin;
+mod cli;
 mod curl;
 mod exhaustion;
 mod faults;
 mod health;
 mod http;
+mod lifecycle;
 mod names;
 mod policies;
 mod relay;
+mod reload;
 mod reset;
 mod socks;
 mod users;
