@@ -124,8 +124,8 @@ enum State {
     Sending(usize),
     /// The source has ended; the sink is to be told.
     Ended,
-    /// The source broke. Over when the next step is asked for: only then is everything sent to the sink that was
-    /// commanded ahead of the pump.
+    /// The source broke while bytes commanded ahead of the pump may be unsent. Over when the next step is asked
+    /// for: only then are they sent.
     Broken,
     /// Nothing more will be moved.
     Over,
@@ -193,11 +193,20 @@ pub struct Patience {
     pub half_close: Duration,
 }
 
+/// What was commanded to be sent to the upstream ahead of the pump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ahead {
+    Sent,
+    /// Some of it may still be on its way.
+    Unsent,
+}
+
 /// Both directions of an open session.
 #[derive(Clone, Debug)]
 pub struct Pumps {
     up: Pump,
     down: Pump,
+    ahead: Ahead,
     /// The side whose connection broke, once one has.
     broken: Option<Side>,
     last_activity: Instant,
@@ -212,6 +221,7 @@ impl Pumps {
         Pumps {
             up: pump(if client_ended { State::Ended } else { State::Empty }, up_allowance),
             down: pump(State::Empty, u64::MAX),
+            ahead: Ahead::Sent,
             broken: None,
             last_activity: now,
             patience,
@@ -225,7 +235,18 @@ impl Pumps {
 
     /// What is to be started for a direction now; `None` while something is under way, or when it is over.
     pub fn poll_step(&mut self, direction: Direction) -> Option<Step> {
+        match direction {
+            Direction::Up => self.ahead = Ahead::Sent,
+            Direction::Down => {}
+        }
         self.pump_mut(direction).poll_step()
+    }
+
+    /// The first step of [`Direction::Up`], for a receive that was under way when the pump began: unlike
+    /// [`Pumps::poll_step`] it says nothing about what was commanded ahead of the pump.
+    pub fn adopt_receive(&mut self) -> Option<Step> {
+        self.ahead = Ahead::Unsent;
+        self.up.poll_step()
     }
 
     /// The source gave `bytes` bytes, at least 1.
@@ -242,14 +263,18 @@ impl Pumps {
         }
         // A broken connection reads as ended once its error was reported elsewhere: that is no orderly end.
         let broken = self.broken == Some(direction.source());
-        self.pump_mut(direction).state = if broken { State::Broken } else { State::Ended };
+        if broken {
+            self.break_off(direction);
+        } else {
+            self.pump_mut(direction).state = State::Ended;
+        }
     }
 
     /// Receiving from the source failed: it is broken.
     pub fn handle_receive_failed(&mut self, direction: Direction) {
         self.broken.get_or_insert(direction.source());
         if !self.is_over(direction) {
-            self.pump_mut(direction).state = State::Broken;
+            self.break_off(direction);
         }
     }
 
@@ -308,6 +333,15 @@ impl Pumps {
     /// Whether nothing more will be moved in a direction.
     pub fn is_over(&self, direction: Direction) -> bool {
         self.pump(direction).state == State::Over
+    }
+
+    /// Nothing more comes in this direction, and its sink is not to be told of an orderly end.
+    fn break_off(&mut self, direction: Direction) {
+        let state = match (direction, self.ahead) {
+            (Direction::Up, Ahead::Unsent) => State::Broken,
+            (Direction::Up, Ahead::Sent) | (Direction::Down, _) => State::Over,
+        };
+        self.pump_mut(direction).state = state;
     }
 
     fn limit(&self) -> (Duration, CloseReason) {
@@ -394,16 +428,16 @@ mod tests {
         pumps.handle_sent(Down, 7, NOW);
         assert_eq!(pumps.poll_step(Down), Some(Step::Receive));
         pumps.handle_ended(Down, NOW);
-        assert_eq!(pumps.poll_step(Down), None, "a reset is not announced as an orderly end");
         let closing = pumps.poll_closing().unwrap();
         assert_eq!((closing.reason, closing.client), (CloseReason::UpstreamReset, Ending::Reset));
+        assert_eq!(pumps.poll_step(Down), None, "a reset is not announced as an orderly end");
     }
 
     #[test]
     fn a_reset_waits_for_what_was_commanded_ahead_of_the_pump() {
         // The receive that was under way when the pump began fails; the driver still sends early bytes.
         let mut pumps = pumps();
-        assert_eq!(pumps.poll_step(Up), Some(Step::Receive));
+        assert_eq!(pumps.adopt_receive(), Some(Step::Receive));
         pumps.handle_receive_failed(Up);
         assert_eq!(pumps.poll_closing(), None, "early bytes are still to be sent");
         assert_eq!(pumps.poll_step(Up), None, "they are sent");

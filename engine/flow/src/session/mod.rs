@@ -347,9 +347,17 @@ impl Session {
     }
 
     /// What is to be started in a direction now. Only once nothing that was commanded to be sent to the direction's
-    /// sink is unsent.
+    /// sink is unsent, with one exception: a driver that has a receive from the client under way when it carries
+    /// out [`Command::Pump`] asks for the first step of [`Direction::Up`] before the next command, sent or not, and
+    /// takes that receive for it. Such a driver polls the commands after every step, also after none; for any other
+    /// only [`Step::ShutDown`] may bring one.
     pub fn poll_step(&mut self, direction: Direction) -> Option<Step> {
-        let step = self.pumps.as_mut()?.poll_step(direction);
+        let is_carrying_out = self.setup.is_some();
+        let pumps = self.pumps.as_mut()?;
+        if is_carrying_out && direction == Direction::Up {
+            return pumps.adopt_receive();
+        }
+        let step = pumps.poll_step(direction);
         match step {
             // Either may have been the last of its direction.
             Some(Step::ShutDown) | None => self.check_end(),
