@@ -36,6 +36,15 @@ pub(crate) enum Act {
     Stop,
 }
 
+/// How a driver learns what happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// By completions: a receive may be under way when the pump begins.
+    Completions,
+    /// By readiness: nothing is under way while it sleeps.
+    Readiness,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Receiving {
     Idle,
@@ -75,6 +84,7 @@ enum DialState {
 
 pub(crate) struct Driver {
     world: Rc<World>,
+    manner: Manner,
     session: Session,
     witness: Witness,
     client: Conn,
@@ -109,12 +119,14 @@ impl Driver {
             1 => (ClientAddr::Ip("[::ffff:10.0.0.9]:4000".parse().unwrap()), true),
             _ => (ClientAddr::Ip("192.0.2.200:4000".parse().unwrap()), false),
         };
-        tools.note(|| format!("accepted {address}: {:?}, {:?}", client, script.verdict));
+        let manner = [Manner::Completions, Manner::Readiness][rng.usize(..2)];
+        tools.note(|| format!("{manner:?}: accepted {address}: {:?}, {:?}", client, script.verdict));
         let session = Session::new(Rc::clone(view), ListenerIndex(0), address, tools.now);
         let is_allowed = is_listed || !world.has_allow_list;
         let witness = Witness::new(world, view, script, is_allowed, tools.now);
         let mut driver = Driver {
             world: Rc::clone(world),
+            manner,
             session,
             witness,
             client,
@@ -275,7 +287,12 @@ impl Driver {
                 return Ok(());
             }
             if self.session.is_pumping() {
-                self.pump(tools)?;
+                let has_shut_down = self.pump(tools)?;
+                if self.manner == Manner::Readiness && !has_shut_down {
+                    // Such a driver sleeps now; nothing would wake it for a command.
+                    let command = self.session.poll_command();
+                    hold!(command.is_none(), "{command:?} is due though nothing was told to the session");
+                }
             } else if self.session.wants_bytes() {
                 self.receiving[index(Side::Client)] = Receiving::InFlight;
             }
@@ -393,6 +410,9 @@ impl Driver {
         let conn = self.world.accept(&mut tools.rng);
         tools.note(|| format!("  the upstream: {conn:?}"));
         self.upstream = Some(conn);
+        if self.manner == Manner::Readiness {
+            self.receiving[index(Side::Client)] = Receiving::Idle;
+        }
         if self.receiving[index(Side::Client)] == Receiving::InFlight {
             let step = self.session.poll_step(Direction::Up);
             hold!(
@@ -403,7 +423,9 @@ impl Driver {
         Ok(())
     }
 
-    fn pump(&mut self, tools: &mut Tools) -> Verdicts {
+    /// Whether a stream was ended, which may be all there was left to do.
+    fn pump(&mut self, tools: &mut Tools) -> Result<bool, String> {
+        let mut has_shut_down = false;
         let mut directions = Direction::BOTH;
         tools.rng.shuffle(&mut directions);
         for direction in directions {
@@ -430,6 +452,7 @@ impl Driver {
                         self.sending[sink] = Sending::Held(bytes);
                     }
                     Step::ShutDown => {
+                        has_shut_down = true;
                         if !tools.strikes(Fault::SkipShutDown)
                             && let Some(conn) = self.conn_mut(direction.sink())
                         {
@@ -439,7 +462,7 @@ impl Driver {
                 }
             }
         }
-        Ok(())
+        Ok(has_shut_down)
     }
 
     fn flush(&mut self, tools: &mut Tools) {
