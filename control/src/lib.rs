@@ -1,4 +1,157 @@
-//! The control side of ringweir: from a configuration to the snapshots that workers read.
+//! The control side of ringweir: everything that decides slowly. It reads the configuration, checks targets, resolves
+//! names, binds sockets, and publishes snapshots; engines carry them out.
+//!
+//! ```text
+//! a decision:  config file -> control -> snapshot -> worker
+//! ```
+//!
+//! It knows no engine: the composition root hands it a function that starts one behind [`Driver`].
 
+mod admin;
+mod assemble;
+mod bind;
+mod check;
+mod cli;
+mod client;
 pub mod config;
+mod daemon;
+mod forward;
+mod logging;
+mod metrics;
 pub mod model;
+mod paths;
+mod resolve;
+mod signals;
+mod status;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use hyper::Method;
+
+pub use crate::bind::Opened;
+pub use crate::cli::Cli;
+use crate::cli::{AdminArgument, Command, Run};
+pub use crate::daemon::{Driver, StartRequest, Started};
+use crate::daemon::{Settings, serve};
+pub use crate::metrics::METRICS;
+use crate::model::Config;
+use crate::status::Status;
+
+/// Runs the command that the command line asks for; `start` starts an engine.
+pub fn run(start: impl FnOnce(StartRequest) -> Result<Started, String>) -> ExitCode {
+    let cli = Cli::parse();
+    match carry_out(cli, start) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            // Nothing can be done when even stderr is gone.
+            let _ = writeln!(std::io::stderr(), "{}", message.trim_end());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, String>) -> Result<(), String> {
+    match cli.command.unwrap_or_else(|| Command::Run(Run::default())) {
+        Command::Run(run) => {
+            let mut config = match &run.config {
+                Some(file) => config::load(file).map_err(|errors| errors.to_string())?,
+                None => {
+                    let mut config = forward::without_file().map_err(|errors| errors.to_string())?;
+                    config.admin.listen = Some(paths::own_admin());
+                    config
+                }
+            };
+            run.overrides.apply(&mut config);
+            serve_until_told(config, Settings { file: run.config, overrides: run.overrides }, start)
+        }
+        Command::Forward(forward) => {
+            let mut config =
+                forward::from_arguments(&forward.forward).map_err(|errors| errors.to_string())?;
+            config.admin.listen = Some(paths::own_admin());
+            forward.overrides.apply(&mut config);
+            serve_until_told(config, Settings { file: None, overrides: forward.overrides }, start)
+        }
+        Command::Check { file } => {
+            let config = config::load(&file).map_err(|errors| errors.to_string())?;
+            let (listeners, targets) = (config.listeners.len(), config.targets.len());
+            print(&format!("{}: sound; {listeners} listeners, {targets} targets\n", file.display()))
+        }
+        Command::Status { admin, json } => {
+            let text = ask(&admin, Method::GET, "/status")?;
+            if json {
+                return print(&format!("{text}\n"));
+            }
+            let status: Status =
+                serde_json::from_str(&text).map_err(|error| format!("the status cannot be read: {error}"))?;
+            print(&status.to_table())
+        }
+        Command::Reload { admin } => print(&ask(&admin, Method::POST, "/reload")?),
+        Command::Drain { target, admin } => print(&ask(&admin, Method::POST, &query("/drain", &target))?),
+        Command::Undrain { target, admin } => print(&ask(&admin, Method::POST, &query("/undrain", &target))?),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ringweir", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+fn serve_until_told(
+    config: Config,
+    settings: Settings,
+    start: impl FnOnce(StartRequest) -> Result<Started, String>,
+) -> Result<(), String> {
+    let _log = logging::start(config.log);
+    raise_descriptor_limit();
+    runtime()?.block_on(serve(config, settings, start))
+}
+
+fn ask(admin: &AdminArgument, method: Method, path: &str) -> Result<String, String> {
+    runtime()?.block_on(client::ask(admin, method, path))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| format!("the control thread cannot be set up: {error}"))
+}
+
+/// A path with a target's name in its query, every byte that could mean something else escaped (RFC 3986, 2.1).
+fn query(path: &str, target: &str) -> String {
+    let mut text = format!("{path}?target=");
+    for byte in target.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+fn print(text: &str) -> Result<(), String> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // A reader that has seen enough, as head(1) has, is no failure.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("stdout: {error}")),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Every session needs two descriptors, and the soft limit is often 1024 for the sake of select(2), which nobody uses
+/// here.
+#[cfg(unix)]
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, "the limit on descriptors stays as it is");
+    }
+}
+
+#[cfg(not(unix))]
+fn raise_descriptor_limit() {}

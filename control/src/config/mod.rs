@@ -20,6 +20,7 @@ use toml::de::DeTable;
 pub use address::{AddressError, parse_bind, parse_endpoint};
 pub use diagnostic::{ConfigErrors, Diagnostic, Place};
 pub use schema::known_keys;
+pub(crate) use sections::DEFAULT_ADMIN;
 
 use crate::model::Config;
 use diagnostic::Sink;

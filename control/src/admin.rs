@@ -1,0 +1,258 @@
+//! The admin endpoint: HTTP on a Unix socket that only its owner may use, and, where it is configured, on TCP.
+//!
+//! A page in somebody's browser must not be able to talk to it: requests with an `Origin`, and over TCP those with a
+//! `Host` that is a name of somebody else's, are refused. Nothing that changes anything is a GET.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::daemon::{Event, Observation};
+use crate::metrics;
+use crate::model::{BindAddress, Token};
+
+/// What a bind of the endpoint offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Everything.
+    Full,
+    /// What scrapers need: nothing that changes anything.
+    ReadOnly,
+}
+
+/// Whom a bind trusts.
+#[derive(Clone, Debug)]
+struct Gate {
+    over_tcp: bool,
+    token: Option<Token>,
+}
+
+/// Why the endpoint could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("the admin endpoint {address} cannot be opened: {error}")]
+pub(crate) struct AdminError {
+    address: BindAddress,
+    error: io::Error,
+}
+
+/// Opens a bind and serves it for as long as the daemon runs.
+///
+/// # Errors
+/// [`AdminError`] names the address.
+pub(crate) async fn open(
+    address: &BindAddress,
+    scope: Scope,
+    token: Option<Token>,
+    events: mpsc::Sender<Event>,
+) -> Result<String, AdminError> {
+    let fail = |error| AdminError { address: address.clone(), error };
+    match address {
+        BindAddress::Unix(path) => {
+            let gate = Gate { over_tcp: false, token: None };
+            open_unix(path, routes(scope, gate, events)).map_err(fail)?;
+            Ok(address.to_string())
+        }
+        BindAddress::Tcp(_) | BindAddress::DualStack(_) => {
+            let gate = Gate { over_tcp: true, token };
+            let listener = open_tcp(address).map_err(fail)?;
+            let bound = listener.local_addr().map_err(fail)?.to_string();
+            let routes = routes(scope, gate, events);
+            tokio::spawn(async move { axum::serve(listener, routes).await });
+            Ok(bound)
+        }
+    }
+}
+
+/// The routes of a bind.
+fn routes(scope: Scope, gate: Gate, events: mpsc::Sender<Event>) -> Router {
+    let read = Router::new()
+        .route("/health", get(|| async { "ok\n" }))
+        .route("/status", get(status))
+        .route("/metrics", get(scrape));
+    let all = match scope {
+        Scope::ReadOnly => read,
+        Scope::Full => {
+            read.route("/reload", post(reload)).route("/drain", post(drain)).route("/undrain", post(undrain))
+        }
+    };
+    all.layer(middleware::from_fn_with_state(gate, guard)).with_state(events)
+}
+
+/// Refuses whom the bind does not trust, before any route is looked at.
+async fn guard(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    if headers.contains_key(header::ORIGIN) {
+        return (StatusCode::FORBIDDEN, "requests from web pages are refused\n").into_response();
+    }
+    if gate.over_tcp && !is_own_host(headers) {
+        return (StatusCode::FORBIDDEN, "the Host is not this machine's\n").into_response();
+    }
+    if let Some(token) = &gate.token
+        && !bears(headers, token)
+    {
+        let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+        return (StatusCode::UNAUTHORIZED, challenge, "a token is needed\n").into_response();
+    }
+    next.run(request).await
+}
+
+/// Whether the `Host` is an address or `localhost`: a name could be one that an attacker lets resolve to us.
+fn is_own_host(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return false };
+    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((literal, _port)) => literal,
+        None => host.rsplit_once(':').map_or(host, |(name, _port)| name),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+}
+
+fn bears(headers: &HeaderMap, token: &Token) -> bool {
+    let value = headers.get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
+    value.and_then(|value| value.strip_prefix(b"Bearer ")).is_some_and(|offered| token.verify(offered))
+}
+
+async fn status(State(events): State<mpsc::Sender<Event>>) -> Response {
+    match observe(&events).await {
+        Some(observation) => Json(observation.status).into_response(),
+        None => ending(),
+    }
+}
+
+async fn scrape(State(events): State<mpsc::Sender<Event>>) -> Response {
+    const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match observe(&events).await {
+        Some(observation) => {
+            let text = metrics::encode(observation.status, observation.reloads);
+            ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
+        }
+        None => ending(),
+    }
+}
+
+async fn reload(State(events): State<mpsc::Sender<Event>>) -> Response {
+    let (reply, answer) = oneshot::channel();
+    ask(&events, Event::Reload(Some(reply)), answer, StatusCode::UNPROCESSABLE_ENTITY).await
+}
+
+async fn drain(
+    State(events): State<mpsc::Sender<Event>>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Response {
+    set_drained(&events, query, true).await
+}
+
+async fn undrain(
+    State(events): State<mpsc::Sender<Event>>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Response {
+    set_drained(&events, query, false).await
+}
+
+async fn set_drained(
+    events: &mpsc::Sender<Event>,
+    mut query: HashMap<String, String>,
+    drained: bool,
+) -> Response {
+    let Some(target) = query.remove("target") else {
+        return (StatusCode::BAD_REQUEST, "which target? ask for ?target=NAME\n").into_response();
+    };
+    let (reply, answer) = oneshot::channel();
+    ask(events, Event::SetDrained { target, drained, reply }, answer, StatusCode::NOT_FOUND).await
+}
+
+async fn observe(events: &mpsc::Sender<Event>) -> Option<Observation> {
+    let (reply, answer) = oneshot::channel();
+    events.send(Event::Observe(reply)).await.ok()?;
+    answer.await.ok()
+}
+
+async fn ask(
+    events: &mpsc::Sender<Event>,
+    event: Event,
+    answer: oneshot::Receiver<Result<String, String>>,
+    refusal: StatusCode,
+) -> Response {
+    if events.send(event).await.is_err() {
+        return ending();
+    }
+    match answer.await {
+        Ok(Ok(text)) => text.into_response(),
+        Ok(Err(text)) => (refusal, text).into_response(),
+        Err(_) => ending(),
+    }
+}
+
+fn ending() -> Response {
+    Response::builder()
+        .status(StatusCode::SERVICE_UNAVAILABLE)
+        .body(Body::from("the daemon is ending\n"))
+        .unwrap_or_default()
+}
+
+fn open_tcp(address: &BindAddress) -> io::Result<tokio::net::TcpListener> {
+    let listener = match address {
+        BindAddress::Tcp(address) => std::net::TcpListener::bind(address)?,
+        BindAddress::DualStack(port) => std::net::TcpListener::bind(("::", *port))?,
+        BindAddress::Unix(_) => return Err(io::ErrorKind::Unsupported.into()),
+    };
+    listener.set_nonblocking(true)?;
+    tokio::net::TcpListener::from_std(listener)
+}
+
+/// Binds with mode 0600 from the first moment: the folder of a socket that is being made is closed to others by the
+/// umask, which is the process's and set back at once. Control is the only thread that makes files.
+#[cfg(unix)]
+fn open_unix(path: &std::path::Path, routes: Router) -> io::Result<()> {
+    use rustix::fs::Mode;
+
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder)?;
+    }
+    if path.exists() {
+        match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+            Err(error) => return Err(error),
+        }
+    }
+    let before = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let listener = tokio::net::UnixListener::bind(path);
+    rustix::process::umask(before);
+    let listener = listener?;
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn open_unix(_path: &std::path::Path, _routes: Router) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(header::HOST, value.parse().unwrap())])
+    }
+
+    #[test]
+    fn only_addresses_and_localhost_are_own_hosts() {
+        for own in ["localhost", "localhost:9180", "127.0.0.1:9180", "[::1]:9180", "10.0.0.1"] {
+            assert!(is_own_host(&host(own)), "{own}");
+        }
+        for foreign in ["evil.example", "localhost.evil.example:9180", "", "127.0.0.1.evil.example"] {
+            assert!(!is_own_host(&host(foreign)), "{foreign}");
+        }
+        assert!(!is_own_host(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,194 @@
+//! Puts a snapshot together: configuration, health, addresses, and the counters that live on by name.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ringweir_flow::account::{ListenerCounters, TargetCounters};
+use ringweir_flow::snapshot::{
+    Bind, Health, Listener, ListenerIndex, Snapshot, Target, TargetIndex, TargetKind, Upstream,
+};
+
+use crate::bind::OpenBind;
+use crate::model::{self, Config, Endpoint};
+
+/// What control knows beside the configuration.
+#[derive(Debug, Default)]
+pub(crate) struct Knowledge {
+    /// What checks have found, by target.
+    pub(crate) health: HashMap<Arc<str>, Health>,
+    /// Whom the operator drains.
+    pub(crate) drained: HashSet<Arc<str>>,
+    /// The addresses of upstreams that are written as names, by target.
+    pub(crate) addresses: HashMap<Arc<str>, Vec<SocketAddr>>,
+    counters: HashMap<Arc<str>, Arc<TargetCounters>>,
+    listener_counters: HashMap<Arc<str>, Arc<ListenerCounters>>,
+}
+
+impl Knowledge {
+    /// Forgets what the configuration no longer names.
+    pub(crate) fn retain(&mut self, config: &Config) {
+        let targets: HashSet<_> = config.targets.iter().map(|target| Arc::clone(&target.name)).collect();
+        let listeners: HashSet<_> =
+            config.listeners.iter().map(|listener| Arc::clone(&listener.name)).collect();
+        self.health.retain(|name, _| targets.contains(name));
+        self.drained.retain(|name| targets.contains(name));
+        self.addresses.retain(|name, _| targets.contains(name));
+        self.counters.retain(|name, _| targets.contains(name));
+        self.listener_counters.retain(|name, _| listeners.contains(name));
+    }
+}
+
+/// The snapshot of this moment.
+pub(crate) fn assemble(
+    config: &Config,
+    knowledge: &mut Knowledge,
+    binds: &[OpenBind],
+    workers: usize,
+    generation: u64,
+    log_sessions: bool,
+) -> Snapshot {
+    let listeners = config
+        .listeners
+        .iter()
+        .map(|listener| Listener {
+            name: Arc::clone(&listener.name),
+            protocol: listener.protocol,
+            target: listener.target,
+            users: listener.users.clone(),
+            allow: listener.allow.clone(),
+            reach: listener.reach.clone(),
+            timeouts: listener.timeouts,
+            counters: Arc::clone(
+                knowledge
+                    .listener_counters
+                    .entry(Arc::clone(&listener.name))
+                    .or_insert_with(|| Arc::new(ListenerCounters::new(workers))),
+            ),
+        })
+        .collect();
+    let targets = (0u32..)
+        .zip(&config.targets)
+        .map(|(index, target)| Target {
+            name: Arc::clone(&target.name),
+            kind: kind(target, knowledge),
+            health: health(config, knowledge, TargetIndex(index)),
+            counters: Arc::clone(
+                knowledge
+                    .counters
+                    .entry(Arc::clone(&target.name))
+                    .or_insert_with(|| Arc::new(TargetCounters::new(workers))),
+            ),
+        })
+        .collect();
+    Snapshot { generation, binds: open_binds(config, binds), listeners, targets, log_sessions }
+}
+
+fn open_binds(config: &Config, binds: &[OpenBind]) -> Vec<Bind> {
+    let mut open = Vec::new();
+    for (index, listener) in (0u32..).zip(&config.listeners) {
+        for address in &listener.binds {
+            // Two binds to port 0 are two ports: each takes one that is not taken yet.
+            let bind = binds.iter().find(|bind| {
+                bind.configured == *address && !open.iter().any(|known: &Bind| known.id == bind.id)
+            });
+            if let Some(bind) = bind {
+                let address = bind.bound.as_str().into();
+                open.push(Bind { id: bind.id, listener: ListenerIndex(index), address });
+            }
+        }
+    }
+    open
+}
+
+fn kind(target: &model::Target, knowledge: &Knowledge) -> TargetKind {
+    match &target.kind {
+        model::TargetKind::Group(group) => TargetKind::Group(group.clone()),
+        model::TargetKind::Upstream(upstream) => TargetKind::Upstream(match &upstream.endpoint {
+            Endpoint::Address(address) => Upstream::Tcp([*address].into()),
+            Endpoint::Name(..) => {
+                let addresses = knowledge.addresses.get(&target.name);
+                Upstream::Tcp(addresses.map(Vec::as_slice).unwrap_or_default().into())
+            }
+            Endpoint::Unix(path) => Upstream::Unix(Arc::clone(path)),
+            Endpoint::Direct => Upstream::Direct,
+            Endpoint::Reject => Upstream::Reject,
+        }),
+    }
+}
+
+/// An upstream's health is what its checks found; a group's follows from its members: it is as good as its best.
+/// The configuration bounds the depth and has no cycles.
+fn health(config: &Config, knowledge: &Knowledge, index: TargetIndex) -> Health {
+    let target = &config.targets[index.0 as usize];
+    if knowledge.drained.contains(&target.name) {
+        return Health::Draining;
+    }
+    match &target.kind {
+        model::TargetKind::Upstream(_) => {
+            knowledge.health.get(&target.name).copied().unwrap_or(Health::Unknown)
+        }
+        model::TargetKind::Group(group) => group
+            .members
+            .iter()
+            .map(|member| health(config, knowledge, member.target))
+            .min_by_key(|health| match health {
+                Health::Up => 0,
+                Health::Unknown => 1,
+                Health::Draining => 2,
+                Health::Down => 3,
+            })
+            .unwrap_or(Health::Down),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = r#"
+        [[listener]]
+        name = "web"
+        bind = "127.0.0.1:0"
+        target = "outer"
+        [upstream.a]
+        address = "127.0.0.1:1"
+        [upstream.b]
+        address = "127.0.0.1:2"
+        [group.inner]
+        members = ["a"]
+        [group.outer]
+        members = ["inner", "b"]
+    "#;
+
+    fn health_of(snapshot: &Snapshot, name: &str) -> Health {
+        snapshot.targets.iter().find(|target| &*target.name == name).unwrap().health
+    }
+
+    #[test]
+    fn a_group_is_as_good_as_its_best_member() {
+        let config = crate::config::parse(CONFIG, "test", std::path::Path::new("")).unwrap();
+        let mut knowledge = Knowledge::default();
+        let snapshot = |knowledge: &mut Knowledge| assemble(&config, knowledge, &[], 1, 1, false);
+        assert_eq!(health_of(&snapshot(&mut knowledge), "outer"), Health::Unknown);
+        knowledge.health.insert("a".into(), Health::Down);
+        assert_eq!(health_of(&snapshot(&mut knowledge), "inner"), Health::Down);
+        assert_eq!(health_of(&snapshot(&mut knowledge), "outer"), Health::Unknown);
+        knowledge.drained.insert("b".into());
+        let both_out = snapshot(&mut knowledge);
+        assert!(!health_of(&both_out, "outer").is_available());
+        knowledge.health.insert("a".into(), Health::Up);
+        assert_eq!(health_of(&snapshot(&mut knowledge), "outer"), Health::Up);
+    }
+
+    #[test]
+    fn counters_live_on_by_name() {
+        let config = crate::config::parse(CONFIG, "test", std::path::Path::new("")).unwrap();
+        let mut knowledge = Knowledge::default();
+        let first = assemble(&config, &mut knowledge, &[], 1, 1, false);
+        knowledge.retain(&config);
+        let second = assemble(&config, &mut knowledge, &[], 1, 2, false);
+        assert!(Arc::ptr_eq(&first.targets[0].counters, &second.targets[0].counters));
+        assert!(Arc::ptr_eq(&first.listeners[0].counters, &second.listeners[0].counters));
+    }
+}

@@ -1,0 +1,210 @@
+//! Active health checks: one task for each checked upstream, probes bounded in number and in time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringweir_flow::snapshot::Health;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::model::{Check, Endpoint};
+use crate::resolve::Names;
+
+/// How many probes are in flight at once, over all targets.
+pub(crate) const MAX_PROBES: usize = 64;
+
+/// Waits are drawn from this much around the scheduled ones, so that probes of many targets do not march in step.
+const JITTER: f64 = 0.1;
+
+/// What a probe found, and what follows from it.
+#[derive(Clone, Debug)]
+pub(crate) struct Finding {
+    pub(crate) target: Arc<str>,
+    /// `None` when the probe succeeded.
+    pub(crate) error: Option<String>,
+    /// How long the probe took.
+    pub(crate) took: Duration,
+    /// The health from now on.
+    pub(crate) health: Health,
+}
+
+/// A running check; ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Running {
+    check: Arc<Check>,
+    endpoint: Endpoint,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Running {
+    /// Whether a new configuration asks for the very same.
+    pub(crate) fn is_same(&self, check: &Check, endpoint: &Endpoint) -> bool {
+        *self.check == *check && self.endpoint == *endpoint
+    }
+}
+
+/// Starts to check a target. The first probe goes out at once.
+pub(crate) fn start(
+    target: Arc<str>,
+    check: Arc<Check>,
+    endpoint: Endpoint,
+    names: Arc<Names>,
+    probes: Arc<Semaphore>,
+    findings: mpsc::Sender<Finding>,
+) -> Running {
+    let (task_check, task_endpoint) = (Arc::clone(&check), endpoint.clone());
+    let task = tokio::spawn(async move {
+        let mut verdict = Verdict::new(task_check.fall, task_check.rise);
+        let mut step = 0;
+        loop {
+            let begun = tokio::time::Instant::now();
+            let result = {
+                // The semaphore is never closed.
+                let _permit = probes.acquire().await;
+                probe(&task_endpoint, task_check.timeout, &names).await
+            };
+            let changed = verdict.handle(result.is_ok());
+            let finding = Finding {
+                target: Arc::clone(&target),
+                error: result.err(),
+                took: begun.elapsed(),
+                health: verdict.health,
+            };
+            if findings.send(finding).await.is_err() {
+                return;
+            }
+            // After a change the schedule starts again: news wants to be confirmed soon.
+            step = if changed { 0 } else { step + 1 };
+            let wait = task_check.schedule[step.min(task_check.schedule.len() - 1)];
+            sleep(jittered(wait)).await;
+        }
+    });
+    Running { check, endpoint, task }
+}
+
+/// Counts results in a row.
+#[derive(Debug)]
+struct Verdict {
+    health: Health,
+    /// Results against the present health, in a row.
+    against: u32,
+    fall: u32,
+    rise: u32,
+}
+
+impl Verdict {
+    fn new(fall: u32, rise: u32) -> Verdict {
+        Verdict { health: Health::Unknown, against: 0, fall, rise }
+    }
+
+    /// Takes a result; true when the health has changed by it.
+    fn handle(&mut self, is_success: bool) -> bool {
+        let (opposite, needed) = match (self.health, is_success) {
+            (Health::Up, true) | (Health::Down, false) => {
+                self.against = 0;
+                return false;
+            }
+            (Health::Up, false) => (Health::Down, self.fall),
+            (Health::Down, true) => (Health::Up, self.rise),
+            // Nothing is known: a first success is believed, failures must be as many as ever.
+            (Health::Unknown | Health::Draining, true) => (Health::Up, 1),
+            (Health::Unknown | Health::Draining, false) => (Health::Down, self.fall),
+        };
+        self.against += 1;
+        if self.against < needed {
+            return false;
+        }
+        self.health = opposite;
+        self.against = 0;
+        true
+    }
+}
+
+/// Connects and closes. All addresses of a name are tried, within one timeout.
+async fn probe(endpoint: &Endpoint, limit: Duration, names: &Names) -> Result<(), String> {
+    let attempt = async {
+        match endpoint {
+            Endpoint::Address(address) => connect_tcp(&[*address]).await,
+            Endpoint::Name(name, port) => {
+                let addresses = names.lookup(name).await.map_err(|error| error.to_string())?.addresses;
+                let addresses: Vec<_> = addresses.iter().map(|ip| SocketAddr::new(*ip, *port)).collect();
+                connect_tcp(&addresses).await
+            }
+            Endpoint::Unix(path) => connect_unix(path).await,
+            // The configuration gives no check to these.
+            Endpoint::Direct | Endpoint::Reject => Ok(()),
+        }
+    };
+    timeout(limit, attempt).await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+}
+
+async fn connect_tcp(addresses: &[SocketAddr]) -> Result<(), String> {
+    let mut last = "the name has no address".to_owned();
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(_) => return Ok(()),
+            Err(error) => last = format!("{address}: {error}"),
+        }
+    }
+    Err(last)
+}
+
+#[cfg(unix)]
+async fn connect_unix(path: &std::path::Path) -> Result<(), String> {
+    tokio::net::UnixStream::connect(path).await.map(drop).map_err(|error| error.to_string())
+}
+
+#[cfg(not(unix))]
+async fn connect_unix(_path: &std::path::Path) -> Result<(), String> {
+    Err("Unix sockets are not to be had here".to_owned())
+}
+
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(1.0 - JITTER + 2.0 * JITTER * fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_changes_after_as_many_results_in_a_row() {
+        let mut verdict = Verdict::new(2, 3);
+        assert!(verdict.handle(true));
+        assert_eq!(verdict.health, Health::Up);
+        assert!(!verdict.handle(false));
+        assert!(!verdict.handle(true), "not in a row");
+        assert!(!verdict.handle(false));
+        assert!(verdict.handle(false));
+        assert_eq!(verdict.health, Health::Down);
+        assert!(!verdict.handle(true) && !verdict.handle(true) && verdict.handle(true));
+        assert_eq!(verdict.health, Health::Up);
+    }
+
+    #[test]
+    fn what_never_answered_goes_down_after_fall_failures() {
+        let mut verdict = Verdict::new(2, 1);
+        assert!(!verdict.handle(false));
+        assert_eq!(verdict.health, Health::Unknown);
+        assert!(verdict.handle(false));
+        assert_eq!(verdict.health, Health::Down);
+    }
+
+    #[test]
+    fn waits_stay_within_the_jitter() {
+        let wait = Duration::from_secs(10);
+        for _ in 0..1000 {
+            let drawn = jittered(wait);
+            assert!(drawn >= Duration::from_secs(9) && drawn <= Duration::from_secs(11));
+        }
+    }
+}

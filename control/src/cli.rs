@@ -1,0 +1,268 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::config::parse_bind;
+use crate::model::{BindAddress, Config, EngineKind, LogFormat, MAX_WORKERS, Workers};
+
+/// Forwards TCP and Unix stream connections: balancer, SOCKS5 and HTTP proxy.
+#[derive(Debug, Parser)]
+#[command(name = "ringweir", version, max_term_width = 100, propagate_version = true)]
+#[command(after_help = "\
+Examples:
+  ringweir run                                    a SOCKS5 and HTTP proxy on 127.0.0.1:1080
+  ringweir run --config /etc/ringweir.toml        what the file says
+  ringweir check /etc/ringweir.toml               every mistake in the file at once
+  ringweir forward --listen :8080 --to 10.0.0.1:80 --to 10.0.0.2:80
+  ringweir status                                 who is up, who serves how much
+  ringweir drain tokyo                            no new sessions there
+
+Signals: HUP reloads the file; TERM or INT drains, a second one ends at once.")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve what a configuration file says, or be a local proxy without one
+    Run(Run),
+    /// Serve one forwarding without a file
+    #[command(after_help = "\
+Examples:
+  ringweir forward --listen :8080 --to 10.0.0.1:80
+  ringweir forward --listen 127.0.0.1:5432 --to unix:/run/postgresql/.s.PGSQL.5432
+  ringweir forward --listen :443 --to a.example:443 --to b.example:443 --policy failover --check 5s")]
+    Forward(ForwardCommand),
+    /// Say whether a configuration file is sound, and everything that is wrong in it
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+    /// Show listeners, targets, their health and their figures
+    Status {
+        #[command(flatten)]
+        admin: AdminArgument,
+        /// For machines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let the daemon read its file again; it is applied whole or refused whole
+    Reload {
+        #[command(flatten)]
+        admin: AdminArgument,
+    },
+    /// Send no new sessions to a target; running ones go on
+    Drain {
+        /// Upstream or group
+        target: String,
+        #[command(flatten)]
+        admin: AdminArgument,
+    },
+    /// Take a drain back
+    Undrain {
+        /// Upstream or group
+        target: String,
+        #[command(flatten)]
+        admin: AdminArgument,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct Run {
+    /// The configuration, in TOML; without it a SOCKS5 and HTTP proxy on 127.0.0.1:1080
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ForwardCommand {
+    #[command(flatten)]
+    pub(crate) forward: Forward,
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+}
+
+/// One forwarding.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Forward {
+    /// Where clients connect: 127.0.0.1:8080, [::1]:8080, :8080 (all addresses) or unix:/path; may be repeated
+    #[arg(long, short, value_name = "ADDRESS", required = true)]
+    pub(crate) listen: Vec<String>,
+    /// Where to: host:port or unix:/path; may be repeated
+    #[arg(long, short, value_name = "ENDPOINT", required = true)]
+    pub(crate) to: Vec<String>,
+    /// How one of several endpoints is picked
+    #[arg(long, short, value_enum, default_value_t)]
+    pub(crate) policy: PolicyArgument,
+    /// Check the endpoints by connecting to them, so often, e.g. 5s
+    #[arg(long, value_name = "INTERVAL")]
+    pub(crate) check: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PolicyArgument {
+    /// In turn, smoothly by weight
+    #[default]
+    RoundRobin,
+    /// By a weighted draw
+    Random,
+    /// The one with the fewest sessions per weight
+    LeastConnections,
+    /// The first that is up
+    Failover,
+}
+
+impl PolicyArgument {
+    /// The word in configurations.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            PolicyArgument::RoundRobin => "round-robin",
+            PolicyArgument::Random => "random",
+            PolicyArgument::LeastConnections => "least-connections",
+            PolicyArgument::Failover => "failover",
+        }
+    }
+}
+
+/// What the command line says over the file.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Overrides {
+    /// Which engine runs the sessions
+    #[arg(long, value_enum, value_name = "ENGINE")]
+    engine: Option<EngineArgument>,
+    /// How many workers; as many as cores if nothing is said
+    #[arg(long, value_name = "N", value_parser = worker_count)]
+    workers: Option<usize>,
+    /// How log lines look
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    log_format: Option<LogFormatArgument>,
+    /// Write a line for each finished session
+    #[arg(long)]
+    log_sessions: bool,
+    /// Where the admin endpoint listens: unix:/path or 127.0.0.1:port, or none
+    #[arg(long, env = "RINGWEIR_ADMIN", value_name = "ADDRESS", value_parser = admin_bind)]
+    admin: Option<AdminBind>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum EngineArgument {
+    /// io_uring where it can be had, else tokio
+    Auto,
+    /// io_uring or nothing
+    IoUring,
+    /// tokio
+    Tokio,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormatArgument {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum AdminBind {
+    Off,
+    At(BindAddress),
+}
+
+/// Where a running daemon is asked.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AdminArgument {
+    /// The daemon's admin endpoint: unix:/path or 127.0.0.1:port; the default one if nothing is said
+    #[arg(long, env = "RINGWEIR_ADMIN", value_name = "ADDRESS", value_parser = parse_address)]
+    pub(crate) admin: Option<BindAddress>,
+    /// The token, where the endpoint asks for one
+    #[arg(long, env = "RINGWEIR_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+}
+
+impl Overrides {
+    /// Puts what was said in place of what the file says.
+    pub(crate) fn apply(&self, config: &mut Config) {
+        if let Some(engine) = self.engine {
+            config.engine = match engine {
+                EngineArgument::Auto => EngineKind::Auto,
+                EngineArgument::IoUring => EngineKind::IoUring,
+                EngineArgument::Tokio => EngineKind::Tokio,
+            };
+        }
+        if let Some(workers) = self.workers {
+            config.workers = Workers::Count(workers);
+        }
+        if let Some(format) = self.log_format {
+            config.log.format = match format {
+                LogFormatArgument::Text => LogFormat::Text,
+                LogFormatArgument::Json => LogFormat::Json,
+            };
+        }
+        config.log.sessions |= self.log_sessions;
+        match &self.admin {
+            Some(AdminBind::Off) => config.admin.listen = None,
+            Some(AdminBind::At(address)) => config.admin.listen = Some(address.clone()),
+            None => {}
+        }
+    }
+
+    /// Whether somebody asked for an admin endpoint at a certain address.
+    pub(crate) fn names_admin(&self) -> bool {
+        matches!(self.admin, Some(AdminBind::At(_)))
+    }
+}
+
+fn worker_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=MAX_WORKERS).contains(&count) => Ok(count),
+        Ok(_) | Err(_) => Err(format!("a number from 1 to {MAX_WORKERS} is wanted")),
+    }
+}
+
+fn admin_bind(text: &str) -> Result<AdminBind, String> {
+    if text == "none" {
+        return Ok(AdminBind::Off);
+    }
+    let address = parse_address(text)?;
+    // The file has the token that others would need; the command line has none.
+    if address.is_local() {
+        Ok(AdminBind::At(address))
+    } else {
+        Err("only a Unix socket or a loopback address, others need a token in the file".to_owned())
+    }
+}
+
+fn parse_address(text: &str) -> Result<BindAddress, String> {
+    parse_bind(text).map_err(|error| format!("{text:?} {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_admin_endpoint_for_everybody_is_not_opened_from_the_command_line() {
+        assert_eq!(admin_bind("none"), Ok(AdminBind::Off));
+        assert!(admin_bind("127.0.0.1:9180").is_ok());
+        assert!(admin_bind("0.0.0.0:9180").is_err());
+        assert!(admin_bind(":9180").is_err());
+    }
+}

@@ -1,0 +1,563 @@
+//! The control loop: one task that owns the configuration, what is known of targets, and the binds; everything that
+//! happens reaches it as an [`Event`], and every change leaves it as a snapshot.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringweir_flow::resolve::Resolver;
+use ringweir_flow::snapshot::{BindId, Health, Snapshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::admin::{self, Scope};
+use crate::assemble::{Knowledge, assemble};
+use crate::bind::{self, OpenBind, Opened};
+use crate::check::{self, Finding, MAX_PROBES};
+use crate::config;
+use crate::metrics::Reloads;
+use crate::model::{Config, Endpoint, EngineKind, TargetKind};
+use crate::resolve::{Located, NamePort, Names, Watch};
+use crate::signals::{self, ServiceState};
+use crate::status::{self, CheckStatus, Status};
+
+/// Events that may wait; senders wait beyond it.
+const EVENTS: usize = 256;
+
+/// How long the start and a reload wait for the addresses of upstreams that are names. What is not known by then
+/// comes later.
+const FIRST_LOOKUP: Duration = Duration::from_secs(2);
+
+/// How often a draining daemon looks whether its last session has ended: counters are read, nobody reports.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
+
+/// What carries out the sessions. Implemented by the composition root for each engine.
+pub trait Driver {
+    /// Swaps the snapshot; opens the sockets of new binds, drains and closes those of binds that are gone.
+    fn publish(&self, snapshot: Arc<Snapshot>, opened: Vec<Opened>);
+    /// Stops accepting, after what waits in the accept queues; sessions go on.
+    fn drain(&self);
+    /// Ends every session and returns when the workers are gone.
+    fn stop(self: Box<Self>);
+}
+
+/// What an engine is started with.
+pub struct StartRequest {
+    /// Which engine is asked for.
+    pub kind: EngineKind,
+    /// How many workers.
+    pub workers: usize,
+    /// Resolves names for `direct`.
+    pub resolver: Arc<dyn Resolver>,
+    /// The first snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// Its sockets.
+    pub opened: Vec<Opened>,
+}
+
+/// A started engine.
+pub struct Started {
+    /// `io-uring` or `tokio`.
+    pub name: &'static str,
+    /// The engine.
+    pub driver: Box<dyn Driver>,
+}
+
+/// What happens to the daemon.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The configuration is to be read again; the answer says what came of it.
+    Reload(Option<oneshot::Sender<Result<String, String>>>),
+    /// The operator drains a target, or takes that back.
+    SetDrained { target: String, drained: bool, reply: oneshot::Sender<Result<String, String>> },
+    /// Somebody wants to see how things stand.
+    Observe(oneshot::Sender<Observation>),
+    /// SIGTERM or SIGINT.
+    Terminate,
+}
+
+/// How things stand.
+#[derive(Clone, Debug)]
+pub(crate) struct Observation {
+    pub(crate) status: Status,
+    pub(crate) reloads: Reloads,
+}
+
+/// What the daemon is started with, beside the configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// The file to read again at a reload.
+    pub(crate) file: Option<PathBuf>,
+    /// What the command line says over the file, applied to every configuration that is read.
+    pub(crate) overrides: crate::cli::Overrides,
+}
+
+/// Serves until told to end.
+///
+/// # Errors
+/// What kept it from starting, for people.
+pub(crate) async fn serve(
+    config: Config,
+    settings: Settings,
+    start: impl FnOnce(StartRequest) -> Result<Started, String>,
+) -> Result<(), String> {
+    let (events, mut inbox) = mpsc::channel(EVENTS);
+    let (findings, mut found) = mpsc::channel(EVENTS);
+    let (locations, mut located) = mpsc::channel(EVENTS);
+    let mut daemon = Daemon::start(config, settings, findings, locations, start).await?;
+    daemon.open_admin(&events).await?;
+    signals::listen(events).map_err(|error| format!("signals cannot be handled: {error}"))?;
+    signals::notify(ServiceState::Ready);
+    tracing::info!("ready");
+    let mut drain_look = interval(DRAIN_LOOK);
+    drain_look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            Some(event) = inbox.recv() => daemon.handle_event(event).await,
+            Some(finding) = found.recv() => daemon.handle_finding(finding),
+            Some(location) = located.recv() => daemon.handle_located(location),
+            _ = drain_look.tick(), if daemon.phase != Phase::Serving => {}
+        }
+        if daemon.is_done() {
+            daemon.stop();
+            return Ok(());
+        }
+    }
+}
+
+struct Daemon {
+    config: Config,
+    settings: Settings,
+    workers: usize,
+    engine: &'static str,
+    driver: Box<dyn Driver>,
+    names: Arc<Names>,
+    knowledge: Knowledge,
+    binds: Vec<OpenBind>,
+    next_bind: u64,
+    snapshot: Arc<Snapshot>,
+    probes: Arc<Semaphore>,
+    findings: mpsc::Sender<Finding>,
+    locations: mpsc::Sender<Located>,
+    checks: HashMap<Arc<str>, check::Running>,
+    watches: HashMap<Arc<str>, Watch>,
+    last_probes: HashMap<Arc<str>, Probed>,
+    reloads: Reloads,
+    started_at: Instant,
+    phase: Phase,
+}
+
+/// The last probe of a target.
+#[derive(Clone, Debug)]
+struct Probed {
+    finding: Finding,
+    at: Instant,
+    health_since: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    Draining { until: Instant },
+    Stopping,
+}
+
+// Start and end.
+impl Daemon {
+    async fn start(
+        config: Config,
+        settings: Settings,
+        findings: mpsc::Sender<Finding>,
+        locations: mpsc::Sender<Located>,
+        start: impl FnOnce(StartRequest) -> Result<Started, String>,
+    ) -> Result<Daemon, String> {
+        let workers = config.workers.count();
+        let names = Arc::new(Names::new(&config.resolver)?);
+        let mut knowledge = Knowledge::default();
+        let (binds, opened, next_bind) =
+            open_binds(&config, &[], workers, 1).map_err(|error| error.to_string())?;
+        locate(&config, &names, &mut knowledge).await;
+        let snapshot = Arc::new(assemble(&config, &mut knowledge, &binds, workers, 1, config.log.sessions));
+        let started = start(StartRequest {
+            kind: config.engine,
+            workers,
+            resolver: Arc::new(NamePort(Arc::clone(&names))),
+            snapshot: Arc::clone(&snapshot),
+            opened,
+        })?;
+        let mut daemon = Daemon {
+            config,
+            settings,
+            workers,
+            engine: started.name,
+            driver: started.driver,
+            names,
+            knowledge,
+            binds,
+            next_bind,
+            snapshot,
+            probes: Arc::new(Semaphore::new(MAX_PROBES)),
+            findings,
+            locations,
+            checks: HashMap::new(),
+            watches: HashMap::new(),
+            last_probes: HashMap::new(),
+            reloads: Reloads::default(),
+            started_at: Instant::now(),
+            phase: Phase::Serving,
+        };
+        daemon.announce(&[]);
+        daemon.watch_targets();
+        Ok(daemon)
+    }
+
+    async fn open_admin(&self, events: &mpsc::Sender<Event>) -> Result<(), String> {
+        let admin = &self.config.admin;
+        let binds = [(&admin.listen, Scope::Full), (&admin.metrics, Scope::ReadOnly)];
+        for (address, scope) in binds {
+            let Some(address) = address else { continue };
+            match admin::open(address, scope, admin.token.clone(), events.clone()).await {
+                Ok(bound) => tracing::info!("admin endpoint address={bound}"),
+                // Without a file nobody asked for this very address.
+                Err(error) if self.settings.file.is_none() && !self.settings.overrides.names_admin() => {
+                    tracing::warn!("{error}; going on without it");
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_terminate(&mut self) {
+        self.phase = match self.phase {
+            Phase::Serving => {
+                let until = Instant::now() + self.config.drain;
+                tracing::info!(sessions = self.active_sessions(), "draining; a second signal ends at once");
+                signals::notify(ServiceState::Stopping);
+                self.driver.drain();
+                Phase::Draining { until }
+            }
+            Phase::Draining { .. } | Phase::Stopping => Phase::Stopping,
+        };
+    }
+
+    fn is_done(&self) -> bool {
+        match self.phase {
+            Phase::Serving => false,
+            Phase::Draining { until } => self.active_sessions() == 0 || Instant::now() >= until,
+            Phase::Stopping => true,
+        }
+    }
+
+    fn stop(self) {
+        let left = self.active_sessions();
+        if left > 0 {
+            tracing::warn!(sessions = left, "ending sessions that are still running");
+        }
+        self.driver.stop();
+        self.binds.iter().for_each(remove_socket_file);
+        if let Some(crate::model::BindAddress::Unix(path)) = &self.config.admin.listen {
+            let _ = std::fs::remove_file(path);
+        }
+        tracing::info!("ended");
+    }
+
+    fn active_sessions(&self) -> u64 {
+        let listeners = self.snapshot.listeners.iter();
+        listeners.map(|listener| listener.counters.sum(|cell| &cell.active)).sum()
+    }
+}
+
+// What happens.
+impl Daemon {
+    async fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Reload(reply) => {
+                let result = self.reload().await;
+                match &result {
+                    Ok(text) => tracing::info!("{text}"),
+                    Err(errors) => {
+                        tracing::error!("the configuration is refused, the old one serves on: {errors}")
+                    }
+                }
+                if let Some(reply) = reply {
+                    // Whoever asked may have left.
+                    let _ = reply.send(result);
+                }
+            }
+            Event::SetDrained { target, drained, reply } => {
+                let _ = reply.send(self.set_drained(&target, drained));
+            }
+            Event::Observe(reply) => {
+                let _ = reply.send(self.observe());
+            }
+            Event::Terminate => self.handle_terminate(),
+        }
+    }
+
+    fn handle_finding(&mut self, finding: Finding) {
+        let target = Arc::clone(&finding.target);
+        // A probe that was under way when its target was removed.
+        if !self.checks.contains_key(&target) {
+            return;
+        }
+        let now = Instant::now();
+        let before = self.knowledge.health.insert(Arc::clone(&target), finding.health);
+        let changed = before.unwrap_or(Health::Unknown) != finding.health;
+        let health_since = match self.last_probes.get(&target) {
+            Some(probed) if !changed => probed.health_since,
+            Some(_) | None => now,
+        };
+        if changed {
+            let (health, error) = (finding.health.as_str(), finding.error.as_deref());
+            tracing::info!(target_name = &*target, health, error, "health changed");
+        }
+        self.last_probes.insert(target, Probed { finding, at: now, health_since });
+        if changed {
+            self.publish(Vec::new());
+        }
+    }
+
+    fn handle_located(&mut self, located: Located) {
+        if !self.watches.contains_key(&located.target) {
+            return;
+        }
+        let known = self.knowledge.addresses.get(&located.target);
+        if known != Some(&located.addresses) {
+            tracing::info!(target_name = &*located.target, addresses = ?located.addresses, "addresses changed");
+            self.knowledge.addresses.insert(located.target, located.addresses);
+            self.publish(Vec::new());
+        }
+    }
+
+    fn set_drained(&mut self, name: &str, drained: bool) -> Result<String, String> {
+        let Some(target) = self.config.targets.iter().find(|target| &*target.name == name) else {
+            return Err(format!("there is no target called {name:?}\n"));
+        };
+        let name = Arc::clone(&target.name);
+        let changed = if drained {
+            self.knowledge.drained.insert(Arc::clone(&name))
+        } else {
+            self.knowledge.drained.remove(&name)
+        };
+        if changed {
+            tracing::info!(target_name = &*name, drained, "the operator's word");
+            self.publish(Vec::new());
+        }
+        let active = self
+            .snapshot
+            .targets
+            .iter()
+            .find(|target| target.name == name)
+            .map_or(0, |target| target.counters.sum(|cell| &cell.active));
+        Ok(if drained {
+            format!("{name} gets no new sessions; {active} are running\n")
+        } else {
+            format!("{name} gets new sessions again\n")
+        })
+    }
+
+    fn observe(&self) -> Observation {
+        let mut targets = status::targets(&self.snapshot);
+        for target in &mut targets {
+            target.check = self.last_probes.get(target.name.as_str()).map(|probed| CheckStatus {
+                error: probed.finding.error.clone(),
+                took_ms: (probed.finding.took.as_secs_f64() * 1e6).round() / 1e3,
+                ago_seconds: probed.at.elapsed().as_secs_f64(),
+                health_for_seconds: probed.health_since.elapsed().as_secs_f64(),
+            });
+        }
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            engine: self.engine.to_owned(),
+            workers: self.workers,
+            uptime_seconds: self.started_at.elapsed().as_secs(),
+            phase: match self.phase {
+                Phase::Serving => "serving",
+                Phase::Draining { .. } | Phase::Stopping => "draining",
+            }
+            .to_owned(),
+            generation: self.snapshot.generation,
+            listeners: status::listeners(&self.snapshot),
+            targets,
+        };
+        Observation { status, reloads: self.reloads }
+    }
+}
+
+// How it changes.
+impl Daemon {
+    async fn reload(&mut self) -> Result<String, String> {
+        signals::notify(ServiceState::Reloading);
+        let result = self.try_reload().await;
+        match &result {
+            Ok(_) => self.reloads.applied += 1,
+            Err(_) => self.reloads.refused += 1,
+        }
+        signals::notify(ServiceState::Ready);
+        result
+    }
+
+    async fn try_reload(&mut self) -> Result<String, String> {
+        if self.phase != Phase::Serving {
+            return Err("the daemon is ending\n".to_owned());
+        }
+        let Some(file) = &self.settings.file else {
+            return Err(
+                "there is no configuration file to read: the daemon was started without one\n".to_owned()
+            );
+        };
+        let mut config = config::load(file).map_err(|errors| errors.to_string())?;
+        self.settings.overrides.apply(&mut config);
+        let (binds, opened, next_bind) = open_binds(&config, &self.binds, self.workers, self.next_bind)
+            .map_err(|error| format!("{error}\n"))?;
+        locate(&config, &self.names, &mut self.knowledge).await;
+        let later = self.needs_restart(&config);
+        let before = std::mem::replace(&mut self.binds, binds);
+        self.next_bind = next_bind;
+        self.config = config;
+        self.knowledge.retain(&self.config);
+        self.watch_targets();
+        self.publish(opened);
+        self.announce(&before);
+        let gone = before.iter().filter(|bind| !self.binds.iter().any(|kept| kept.id == bind.id));
+        gone.for_each(remove_socket_file);
+        let mut text = format!("the configuration is applied, snapshot {}\n", self.snapshot.generation);
+        for what in later {
+            text.push_str(&format!("{what} takes effect at the next start only\n"));
+        }
+        Ok(text)
+    }
+
+    /// What of a new configuration cannot be changed while sessions run.
+    fn needs_restart(&self, new: &Config) -> Vec<&'static str> {
+        let old = &self.config;
+        let mut later = Vec::new();
+        if new.engine != old.engine {
+            later.push("engine.kind");
+        }
+        if new.workers.count() != self.workers {
+            later.push("engine.workers");
+        }
+        if new.admin.listen != old.admin.listen
+            || new.admin.metrics != old.admin.metrics
+            || new.admin.token != old.admin.token
+        {
+            later.push("[admin]");
+        }
+        if (new.log.level, new.log.format) != (old.log.level, old.log.format) {
+            later.push("log.level and log.format");
+        }
+        if new.resolver != old.resolver {
+            later.push("[resolver]");
+        }
+        later
+    }
+
+    fn publish(&mut self, opened: Vec<Opened>) {
+        let generation = self.snapshot.generation + 1;
+        let sessions = self.config.log.sessions;
+        let snapshot =
+            assemble(&self.config, &mut self.knowledge, &self.binds, self.workers, generation, sessions);
+        self.snapshot = Arc::new(snapshot);
+        self.driver.publish(Arc::clone(&self.snapshot), opened);
+    }
+
+    /// Starts checks and lookups that are new, and ends those that are gone or asked for otherwise.
+    fn watch_targets(&mut self) {
+        let mut checks = std::mem::take(&mut self.checks);
+        let mut watches = std::mem::take(&mut self.watches);
+        for target in &self.config.targets {
+            let TargetKind::Upstream(upstream) = &target.kind else { continue };
+            let name = || Arc::clone(&target.name);
+            if let Some(check) = &upstream.check {
+                let running =
+                    checks.remove(&target.name).filter(|running| running.is_same(check, &upstream.endpoint));
+                let running = running.unwrap_or_else(|| {
+                    self.knowledge.health.remove(&target.name);
+                    let (names, probes) = (Arc::clone(&self.names), Arc::clone(&self.probes));
+                    let endpoint = upstream.endpoint.clone();
+                    check::start(name(), Arc::clone(check), endpoint, names, probes, self.findings.clone())
+                });
+                self.checks.insert(name(), running);
+            } else {
+                self.knowledge.health.remove(&target.name);
+            }
+            if let Endpoint::Name(host, port) = &upstream.endpoint {
+                let watch = watches.remove(&target.name).filter(|watch| watch.is_same(host, *port));
+                let watch = watch.unwrap_or_else(|| {
+                    let (names, locations) = (Arc::clone(&self.names), self.locations.clone());
+                    Watch::start(name(), host.clone(), *port, names, locations)
+                });
+                self.watches.insert(name(), watch);
+            }
+        }
+        self.last_probes.retain(|name, _| self.checks.contains_key(name));
+    }
+
+    /// Says where clients can connect now and could not before.
+    fn announce(&self, before: &[OpenBind]) {
+        for bind in &self.snapshot.binds {
+            if before.iter().any(|known| known.id == bind.id) {
+                continue;
+            }
+            let listener = self.snapshot.listener(bind.listener);
+            let protocol = status::protocol_name(listener.protocol);
+            tracing::info!("listening name={} address={} protocol={protocol}", listener.name, bind.address);
+        }
+    }
+}
+
+/// Opens what the configuration names and is not open yet. On an error everything that was opened is closed again.
+fn open_binds(
+    config: &Config,
+    known: &[OpenBind],
+    workers: usize,
+    mut next: u64,
+) -> Result<(Vec<OpenBind>, Vec<Opened>, u64), bind::BindError> {
+    let mut left: Vec<&OpenBind> = known.iter().collect();
+    let (mut binds, mut opened) = (Vec::new(), Vec::new());
+    for address in config.listeners.iter().flat_map(|listener| &listener.binds) {
+        if let Some(at) = left.iter().position(|bind| bind.configured == *address) {
+            binds.push(left.remove(at).clone());
+            continue;
+        }
+        let (bind, sockets) = bind::open(BindId(next), address, workers)?;
+        next += 1;
+        binds.push(bind);
+        opened.push(sockets);
+    }
+    Ok((binds, opened, next))
+}
+
+/// Asks for the addresses of upstreams that are names and not known yet, all at once.
+async fn locate(config: &Config, names: &Arc<Names>, knowledge: &mut Knowledge) {
+    let mut questions = tokio::task::JoinSet::new();
+    for target in &config.targets {
+        let TargetKind::Upstream(upstream) = &target.kind else { continue };
+        let Endpoint::Name(host, port) = &upstream.endpoint else { continue };
+        let (names, host, port) = (Arc::clone(names), host.clone(), *port);
+        let target = Arc::clone(&target.name);
+        questions.spawn(async move {
+            let found = names.lookup(&host).await.ok()?;
+            let addresses = found.addresses.iter().map(|ip| std::net::SocketAddr::new(*ip, port)).collect();
+            Some(Located { target, addresses })
+        });
+    }
+    let all = async {
+        while let Some(answer) = questions.join_next().await {
+            if let Ok(Some(located)) = answer {
+                knowledge.addresses.insert(located.target, located.addresses);
+            }
+        }
+    };
+    // What comes too late is asked for again by the watches.
+    let _ = timeout(FIRST_LOOKUP, all).await;
+}
+
+fn remove_socket_file(bind: &OpenBind) {
+    if let crate::model::BindAddress::Unix(path) = &bind.configured {
+        let _ = std::fs::remove_file(path);
+    }
+}

@@ -1,0 +1,186 @@
+//! The metrics for Prometheus, collected from the counters at every scrape.
+
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::status::Status;
+
+/// Every metric with its help, in the order in which they are shown.
+pub const METRICS: &[(&str, &str)] = &[
+    ("build_info", "The running version and engine; always 1"),
+    ("workers", "Workers that serve"),
+    ("uptime", "Time since the start"),
+    (
+        "snapshot_generation",
+        "The snapshot that is served; grows with every change of health or configuration",
+    ),
+    ("reloads", "Reloads of the configuration, by result"),
+    ("sessions_active", "Sessions open now"),
+    ("sessions_accepted", "Sessions accepted"),
+    ("sessions_closed", "Sessions ended, by reason"),
+    ("listener_bytes", "Bytes moved for the clients of a listener, by direction"),
+    ("target_up", "1 when new sessions may go to the target, 0 when it is down or drained"),
+    ("target_active", "Sessions and attempts that hold the target now"),
+    ("target_attempts", "Attempts to reach the target"),
+    ("target_sessions", "Attempts that became sessions"),
+    ("target_attempt_failures", "Attempts that failed, by kind"),
+    ("target_resets", "Sessions that the target reset"),
+    ("target_bytes", "Bytes moved to and from the target, by direction"),
+];
+
+/// How many reloads there were, by result.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reloads {
+    pub(crate) applied: u64,
+    pub(crate) refused: u64,
+}
+
+/// The text that Prometheus scrapes (OpenMetrics 1.0).
+pub(crate) fn encode(status: Status, reloads: Reloads) -> String {
+    let mut registry = Registry::with_prefix("ringweir");
+    registry.register_collector(Box::new(Scrape { status: Arc::new(status), reloads }));
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+    text
+}
+
+#[derive(Debug)]
+struct Scrape {
+    status: Arc<Status>,
+    reloads: Reloads,
+}
+
+type Encoded = Result<(), std::fmt::Error>;
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Encoded {
+        self.daemon(&mut encoder)?;
+        self.listeners(&mut encoder)?;
+        self.targets(&mut encoder)
+    }
+}
+
+impl Scrape {
+    fn daemon(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
+        let status = &*self.status;
+        let labels = [("version", status.version.as_str()), ("engine", status.engine.as_str())];
+        gauges(encoder, "build_info", [(&labels[..], 1)])?;
+        gauges(encoder, "workers", [(&[][..], status.workers as u64)])?;
+        let uptime = ConstGauge::new(i64::try_from(status.uptime_seconds).unwrap_or(i64::MAX));
+        uptime.encode(encoder.encode_descriptor(
+            "uptime",
+            help("uptime"),
+            Some(&Unit::Seconds),
+            prometheus_client::metrics::MetricType::Gauge,
+        )?)?;
+        gauges(encoder, "snapshot_generation", [(&[][..], status.generation)])?;
+        counters(
+            encoder,
+            "reloads",
+            [
+                (&[("result", "applied")][..], self.reloads.applied),
+                (&[("result", "refused")][..], self.reloads.refused),
+            ],
+        )
+    }
+
+    fn listeners(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
+        let listeners = &self.status.listeners;
+        let name: Vec<_> = listeners.iter().map(|listener| [("listener", listener.name.as_str())]).collect();
+        let each = || listeners.iter().zip(&name);
+        gauges(encoder, "sessions_active", each().map(|(one, labels)| (&labels[..], one.active)))?;
+        counters(encoder, "sessions_accepted", each().map(|(one, labels)| (&labels[..], one.accepted)))?;
+        let closed: Vec<_> = listeners
+            .iter()
+            .flat_map(|one| {
+                one.closed
+                    .iter()
+                    .map(|(reason, count)| ([("listener", &*one.name), ("reason", reason.as_str())], *count))
+            })
+            .collect();
+        counters(encoder, "sessions_closed", closed.iter().map(|(labels, count)| (&labels[..], *count)))?;
+        let bytes: Vec<_> = listeners
+            .iter()
+            .flat_map(|one| {
+                [("up", one.bytes_up), ("down", one.bytes_down)]
+                    .map(|(direction, count)| ([("listener", &*one.name), ("direction", direction)], count))
+            })
+            .collect();
+        counters(encoder, "listener_bytes", bytes.iter().map(|(labels, count)| (&labels[..], *count)))
+    }
+
+    fn targets(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
+        let targets = &self.status.targets;
+        let name: Vec<_> = targets.iter().map(|target| [("target", target.name.as_str())]).collect();
+        let each = || targets.iter().zip(&name);
+        let is_up = |health: &str| u64::from(health == "up" || health == "unknown");
+        gauges(encoder, "target_up", each().map(|(one, labels)| (&labels[..], is_up(&one.health))))?;
+        gauges(encoder, "target_active", each().map(|(one, labels)| (&labels[..], one.active)))?;
+        counters(encoder, "target_attempts", each().map(|(one, labels)| (&labels[..], one.attempts)))?;
+        counters(encoder, "target_sessions", each().map(|(one, labels)| (&labels[..], one.committed)))?;
+        let failed: Vec<_> = targets
+            .iter()
+            .flat_map(|one| {
+                one.failed
+                    .iter()
+                    .map(|(kind, count)| ([("target", &*one.name), ("kind", kind.as_str())], *count))
+            })
+            .collect();
+        counters(
+            encoder,
+            "target_attempt_failures",
+            failed.iter().map(|(labels, count)| (&labels[..], *count)),
+        )?;
+        counters(encoder, "target_resets", each().map(|(one, labels)| (&labels[..], one.resets)))?;
+        let bytes: Vec<_> = targets
+            .iter()
+            .flat_map(|one| {
+                [("up", one.bytes_up), ("down", one.bytes_down)]
+                    .map(|(direction, count)| ([("target", &*one.name), ("direction", direction)], count))
+            })
+            .collect();
+        counters(encoder, "target_bytes", bytes.iter().map(|(labels, count)| (&labels[..], *count)))
+    }
+}
+
+type Labels<'a> = &'a [(&'a str, &'a str)];
+
+fn gauges<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    samples: impl IntoIterator<Item = (Labels<'a>, u64)>,
+) -> Encoded {
+    let kind = prometheus_client::metrics::MetricType::Gauge;
+    let mut family = encoder.encode_descriptor(name, help(name), None, kind)?;
+    for (labels, value) in samples {
+        let value = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+        if labels.is_empty() {
+            return value.encode(family);
+        }
+        value.encode(family.encode_family(&labels.to_vec())?)?;
+    }
+    Ok(())
+}
+
+fn counters<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    samples: impl IntoIterator<Item = (Labels<'a>, u64)>,
+) -> Encoded {
+    let kind = prometheus_client::metrics::MetricType::Counter;
+    let mut family = encoder.encode_descriptor(name, help(name), None, kind)?;
+    for (labels, value) in samples {
+        ConstCounter::new(value).encode(family.encode_family(&labels.to_vec())?)?;
+    }
+    Ok(())
+}
+
+fn help(name: &str) -> &'static str {
+    METRICS.iter().find(|(known, _)| *known == name).map_or("", |(_, help)| help)
+}

@@ -1,0 +1,320 @@
+//! What `ringweir status` shows: plain data, as JSON for machines and as tables for people.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use ringweir_flow::account::{ListenerCell, TargetCell};
+use ringweir_flow::close::{CloseReason, ConnectError};
+use ringweir_flow::snapshot::{Policy, Protocol, Snapshot, TargetKind, Upstream};
+use serde::{Deserialize, Serialize};
+
+/// The daemon at one moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// Of the binary.
+    pub(crate) version: String,
+    /// `io-uring` or `tokio`.
+    pub(crate) engine: String,
+    /// How many workers serve.
+    pub(crate) workers: usize,
+    /// Seconds since the start.
+    pub(crate) uptime_seconds: u64,
+    /// `serving` or `draining`.
+    pub(crate) phase: String,
+    /// Of the snapshot that is served.
+    pub(crate) generation: u64,
+    /// The listeners, as configured.
+    pub(crate) listeners: Vec<ListenerStatus>,
+    /// Upstreams and groups, as configured.
+    pub(crate) targets: Vec<TargetStatus>,
+}
+
+/// A listener.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ListenerStatus {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its addresses, as bound.
+    pub(crate) addresses: Vec<String>,
+    /// What is spoken there.
+    pub(crate) protocol: String,
+    /// Where its sessions go.
+    pub(crate) target: String,
+    /// Sessions open now.
+    pub(crate) active: u64,
+    /// Sessions accepted since the start.
+    pub(crate) accepted: u64,
+    /// Sessions ended, by reason; reasons that never occurred are left out.
+    pub(crate) closed: BTreeMap<String, u64>,
+    /// Bytes from clients.
+    pub(crate) bytes_up: u64,
+    /// Bytes to clients.
+    pub(crate) bytes_down: u64,
+}
+
+/// An upstream or group.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct TargetStatus {
+    /// Its name.
+    pub(crate) name: String,
+    /// `tcp`, `unix`, `direct`, `reject` or `group`.
+    pub(crate) kind: String,
+    /// The endpoint of an upstream, the policy of a group.
+    pub(crate) detail: String,
+    /// Of a group, the names of its members.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) members: Vec<String>,
+    /// `unknown`, `up`, `down` or `draining`.
+    pub(crate) health: String,
+    /// The last probe, where one was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) check: Option<CheckStatus>,
+    /// Sessions and attempts that hold it now.
+    pub(crate) active: u64,
+    /// Attempts begun.
+    pub(crate) attempts: u64,
+    /// Attempts that became sessions.
+    pub(crate) committed: u64,
+    /// Attempts given up without fault.
+    pub(crate) abandoned: u64,
+    /// Attempts that failed, by kind; kinds that never occurred are left out.
+    pub(crate) failed: BTreeMap<String, u64>,
+    /// Sessions that it reset.
+    pub(crate) resets: u64,
+    /// Bytes from clients.
+    pub(crate) bytes_up: u64,
+    /// Bytes to clients.
+    pub(crate) bytes_down: u64,
+}
+
+/// The last probe of a target.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct CheckStatus {
+    /// Why it failed; `None` when it succeeded.
+    pub(crate) error: Option<String>,
+    /// How long it took.
+    pub(crate) took_ms: f64,
+    /// How long ago it was.
+    pub(crate) ago_seconds: f64,
+    /// Since when the health is what it is.
+    pub(crate) health_for_seconds: f64,
+}
+
+/// The listeners of a snapshot with the sums of their counters.
+pub(crate) fn listeners(snapshot: &Snapshot) -> Vec<ListenerStatus> {
+    let sum = |counters: &ringweir_flow::account::ListenerCounters,
+               pick: fn(&ListenerCell) -> &ringweir_flow::account::Counter| counters.sum(pick);
+    (0u32..)
+        .zip(&snapshot.listeners)
+        .map(|(index, listener)| {
+            let counters = &*listener.counters;
+            ListenerStatus {
+                name: listener.name.to_string(),
+                addresses: snapshot
+                    .binds
+                    .iter()
+                    .filter(|bind| bind.listener.0 == index)
+                    .map(|bind| bind.address.to_string())
+                    .collect(),
+                protocol: protocol_name(listener.protocol).to_owned(),
+                target: snapshot.target(listener.target).name.to_string(),
+                active: sum(counters, |cell| &cell.active),
+                accepted: sum(counters, |cell| &cell.accepted),
+                closed: CloseReason::ALL
+                    .iter()
+                    .map(|reason| (reason.to_string(), counters.sum(|cell| &cell.closed[reason.index()])))
+                    .filter(|(_, count)| *count > 0)
+                    .collect(),
+                bytes_up: sum(counters, |cell| &cell.bytes_up),
+                bytes_down: sum(counters, |cell| &cell.bytes_down),
+            }
+        })
+        .collect()
+}
+
+/// The targets of a snapshot with the sums of their counters.
+pub(crate) fn targets(snapshot: &Snapshot) -> Vec<TargetStatus> {
+    snapshot
+        .targets
+        .iter()
+        .map(|target| {
+            let counters = &*target.counters;
+            let sum = |pick: fn(&TargetCell) -> &ringweir_flow::account::Counter| counters.sum(pick);
+            let (kind, detail, members) = describe(snapshot, &target.kind);
+            TargetStatus {
+                name: target.name.to_string(),
+                kind: kind.to_owned(),
+                detail,
+                members,
+                health: target.health.as_str().to_owned(),
+                check: None,
+                active: sum(|cell| &cell.active),
+                attempts: sum(|cell| &cell.attempts),
+                committed: sum(|cell| &cell.committed),
+                abandoned: sum(|cell| &cell.abandoned),
+                failed: ConnectError::LABELS
+                    .iter()
+                    .enumerate()
+                    .map(|(kind, label)| ((*label).to_owned(), counters.sum(|cell| &cell.failed[kind])))
+                    .filter(|(_, count)| *count > 0)
+                    .collect(),
+                resets: sum(|cell| &cell.resets),
+                bytes_up: sum(|cell| &cell.bytes_up),
+                bytes_down: sum(|cell| &cell.bytes_down),
+            }
+        })
+        .collect()
+}
+
+fn describe(snapshot: &Snapshot, kind: &TargetKind) -> (&'static str, String, Vec<String>) {
+    match kind {
+        TargetKind::Upstream(Upstream::Tcp(addresses)) => {
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            (
+                "tcp",
+                if addresses.is_empty() { "not resolved".to_owned() } else { addresses.join(" ") },
+                vec![],
+            )
+        }
+        TargetKind::Upstream(Upstream::Unix(path)) => ("unix", format!("unix:{}", path.display()), vec![]),
+        TargetKind::Upstream(Upstream::Direct) => ("direct", String::new(), vec![]),
+        TargetKind::Upstream(Upstream::Reject) => ("reject", String::new(), vec![]),
+        TargetKind::Group(group) => {
+            let members =
+                group.members.iter().map(|member| snapshot.target(member.target).name.to_string()).collect();
+            ("group", policy_name(group.policy).to_owned(), members)
+        }
+    }
+}
+
+/// The word for a protocol in configurations.
+pub(crate) fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Socks5 => "socks5",
+        Protocol::Http => "http",
+        Protocol::Mixed => "mixed",
+    }
+}
+
+/// The word for a policy in configurations.
+pub(crate) fn policy_name(policy: Policy) -> &'static str {
+    match policy {
+        Policy::RoundRobin => "round-robin",
+        Policy::Random => "random",
+        Policy::LeastConnections => "least-connections",
+        Policy::Failover => "failover",
+    }
+}
+
+impl Status {
+    /// Tables for people.
+    pub(crate) fn to_table(&self) -> String {
+        let mut text = format!(
+            "ringweir {} on {}, {} worker{}, {} for {}, snapshot {}\n\n",
+            self.version,
+            self.engine,
+            self.workers,
+            if self.workers == 1 { "" } else { "s" },
+            self.phase,
+            humantime::format_duration(std::time::Duration::from_secs(self.uptime_seconds)),
+            self.generation,
+        );
+        let mut rows =
+            vec![header(["LISTENER", "ADDRESS", "PROTOCOL", "TARGET", "ACTIVE", "ACCEPTED", "UP", "DOWN"])];
+        rows.extend(self.listeners.iter().map(|listener| {
+            vec![
+                listener.name.clone(),
+                listener.addresses.join(" "),
+                listener.protocol.clone(),
+                listener.target.clone(),
+                listener.active.to_string(),
+                listener.accepted.to_string(),
+                bytes(listener.bytes_up),
+                bytes(listener.bytes_down),
+            ]
+        }));
+        align(&rows, &mut text);
+        text.push('\n');
+        let mut rows =
+            vec![header(["TARGET", "KIND", "HEALTH", "ACTIVE", "SESSIONS", "FAILED", "UP", "DOWN", "WHAT"])];
+        rows.extend(self.targets.iter().map(TargetStatus::row));
+        align(&rows, &mut text);
+        text
+    }
+}
+
+impl TargetStatus {
+    fn row(&self) -> Vec<String> {
+        let mut what = self.detail.clone();
+        if !self.members.is_empty() {
+            let _ = write!(what, " over {}", self.members.join(", "));
+        }
+        if let Some(error) = self.check.as_ref().and_then(|check| check.error.as_ref()) {
+            let _ = write!(what, " ({error})");
+        }
+        vec![
+            self.name.clone(),
+            self.kind.clone(),
+            self.health.clone(),
+            self.active.to_string(),
+            self.committed.to_string(),
+            self.failed.values().sum::<u64>().to_string(),
+            bytes(self.bytes_up),
+            bytes(self.bytes_down),
+            what,
+        ]
+    }
+}
+
+fn header<const N: usize>(titles: [&str; N]) -> Vec<String> {
+    titles.map(str::to_owned).to_vec()
+}
+
+/// Columns as wide as their widest cell, two spaces between.
+fn align(rows: &[Vec<String>], text: &mut String) {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| {
+            rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        })
+        .collect();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+}
+
+/// A number of bytes in the unit that shows it best.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_shown_in_the_unit_that_fits() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(5 << 40), "5.0 TiB");
+        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let mut text = String::new();
+        align(&[header(["A", "LONG"]), header(["wide", "x"])], &mut text);
+        assert_eq!(text, "A     LONG\nwide  x\n");
+    }
+}
