@@ -18,6 +18,8 @@ mod platform;
 mod pump;
 mod seats;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::convert::Infallible;

@@ -108,10 +108,17 @@ impl Live {
                     return Poll::Ready(closing);
                 }
             }
-            match self.poll_sockets(cx) {
-                Turn::Moved => {}
-                Turn::Blocked => break,
-                Turn::Spent => {
+            let turn = self.poll_sockets(cx);
+            // Even a session that waits for its sockets may have come to its end by being asked for a step.
+            match (self.session.poll_command(), turn) {
+                (Some(command), _) => {
+                    if let Some(closing) = handshake::carry_out(command, self) {
+                        return Poll::Ready(closing);
+                    }
+                }
+                (None, Turn::Moved) => {}
+                (None, Turn::Blocked) => break,
+                (None, Turn::Spent) => {
                     cx.waker().wake_by_ref();
                     break;
                 }
