@@ -1,5 +1,7 @@
 //! Sessions on real sockets.
 
+#[cfg(target_os = "linux")]
+mod descriptors;
 mod world;
 
 use std::io::Write;
