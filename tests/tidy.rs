@@ -1,6 +1,8 @@
 //! What a machine can check of the project's own rules: who may import whom, where unsafe may stand, how long files
 //! and functions may be, and that every key and every metric is documented.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +13,7 @@ const FILE_LINES: usize = 600;
 const FUNCTION_LINES: usize = 80;
 
 /// Longer files, each with the reason why it is one thing.
-const LONGER_FILES: &[(&str, usize, &str)] =
-    &[];
+const LONGER_FILES: &[(&str, usize, &str)] = &[];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -21,8 +22,10 @@ fn root() -> &'static Path {
 /// Every Rust file of the project, by its path from the root.
 fn sources() -> Vec<(String, String)> {
     let mut found = Vec::new();
-    let mut folders: Vec<PathBuf> =
-        ["engine", "control", "fallback", "perf", "tests", "benches"].iter().map(|name| root().join(name)).collect();
+    let mut folders: Vec<PathBuf> = ["engine", "control", "fallback", "perf", "tests", "benches"]
+        .iter()
+        .map(|name| root().join(name))
+        .collect();
     while let Some(folder) = folders.pop() {
         let Ok(entries) = fs::read_dir(&folder) else { continue };
         for entry in entries {
@@ -42,9 +45,10 @@ fn sources() -> Vec<(String, String)> {
 
 /// The lines of a file that are code, with their numbers.
 fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines().enumerate().map(|(index, line)| (index + 1, line)).filter(|(_, line)| {
-        !line.trim_start().starts_with("//")
-    })
+    text.lines()
+        .enumerate()
+        .map(|(index, line)| (index + 1, line))
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
 
 fn report(faults: &[String]) {
@@ -65,7 +69,9 @@ fn dependencies_point_one_way() {
     let ours = ["ringweir_flow", "ringweir_ring", "ringweir_engine", "ringweir_fallback", "ringweir_control"];
     let mut faults = Vec::new();
     for (name, text) in sources() {
-        let Some((folder, may)) = allowed.iter().find(|(folder, _)| name.starts_with(folder)) else { continue };
+        let Some((folder, may)) = allowed.iter().find(|(folder, _)| name.starts_with(folder)) else {
+            continue;
+        };
         for (number, line) in code(&text) {
             for other in ours.iter().filter(|other| !may.contains(other)) {
                 if line.contains(&format!("{other}::")) && *folder != "engine/ring/" {
@@ -99,8 +105,21 @@ fn unsafe_stands_in_ring_alone() {
 #[test]
 fn flow_sees_no_socket_and_no_clock() {
     let forbidden = [
-        "TcpStream", "TcpListener", "UdpSocket", "UnixStream", "UnixListener", "Instant::now", "SystemTime", "std::fs",
-        "std::thread", "tokio", "rustix", "socket2", "fastrand::u", "fastrand::Rng::new()", "println!",
+        "TcpStream",
+        "TcpListener",
+        "UdpSocket",
+        "UnixStream",
+        "UnixListener",
+        "Instant::now",
+        "SystemTime",
+        "std::fs",
+        "std::thread",
+        "tokio",
+        "rustix",
+        "socket2",
+        "fastrand::u",
+        "fastrand::Rng::new()",
+        "println!",
     ];
     let mut faults = Vec::new();
     for (name, text) in sources() {
@@ -121,7 +140,8 @@ fn files_fit_a_sitting() {
     let mut faults = Vec::new();
     for (name, text) in sources() {
         let lines = text.lines().count();
-        let limit = LONGER_FILES.iter().find(|(file, ..)| *file == name).map_or(FILE_LINES, |(_, lines, _)| *lines);
+        let limit =
+            LONGER_FILES.iter().find(|(file, ..)| *file == name).map_or(FILE_LINES, |(_, lines, _)| *lines);
         if lines > limit {
             faults.push(format!("{name}: {lines} lines, {limit} are allowed"));
         }
@@ -138,9 +158,9 @@ fn functions_fit_a_screen() {
             let indent = line.len() - line.trim_start().len();
             let trimmed = line.trim_start();
             let is_function = trimmed.starts_with("fn ")
-                || [" fn ", "pub fn ", "async fn "].iter().any(|word| {
-                    trimmed.find(word).is_some_and(|at| at < 24 && !trimmed[..at].contains('"'))
-                });
+                || [" fn ", "pub fn ", "async fn "]
+                    .iter()
+                    .any(|word| trimmed.find(word).is_some_and(|at| at < 24 && !trimmed[..at].contains('"')));
             if is_function && !trimmed.ends_with(';') {
                 open.push((number, indent, trimmed.to_owned()));
             }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use ringweir_control::{Driver, Opened, StartRequest, Started};
+use ringweir_flow::close::CloseReason;
 use ringweir_flow::snapshot::Snapshot;
 
 fn main() -> ExitCode {
@@ -22,8 +23,8 @@ impl Driver for Tokio {
         self.0.drain();
     }
 
-    fn stop(self: Box<Self>) {
-        self.0.stop();
+    fn stop(self: Box<Self>, reason: CloseReason) {
+        self.0.stop(reason);
     }
 }
 
@@ -41,6 +42,7 @@ mod engines {
 
     use ringweir_control::model::EngineKind;
     use ringweir_control::{Driver, Opened, StartRequest, Started};
+    use ringweir_flow::close::CloseReason;
     use ringweir_flow::snapshot::Snapshot;
 
     use super::start_tokio;
@@ -56,8 +58,8 @@ mod engines {
             self.0.drain();
         }
 
-        fn stop(self: Box<Self>) {
-            self.0.stop();
+        fn stop(self: Box<Self>, reason: CloseReason) {
+            self.0.stop(reason);
         }
     }
 

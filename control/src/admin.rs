@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -14,11 +16,22 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
-use tokio::sync::{mpsc, oneshot};
+use axum::serve::Listener;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::daemon::{Event, Observation};
 use crate::metrics;
 use crate::model::{BindAddress, Token};
+
+/// Connections at once; more wait in the accept queue.
+const MAX_CONNECTIONS: usize = 64;
+
+/// How long a connection may last: a reload waits for name servers, half a request for nobody.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a bind of the endpoint offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +61,7 @@ pub(crate) struct AdminError {
 ///
 /// # Errors
 /// [`AdminError`] names the address.
-pub(crate) async fn open(
+pub(crate) fn open(
     address: &BindAddress,
     scope: Scope,
     token: Option<Token>,
@@ -66,9 +79,27 @@ pub(crate) async fn open(
             let listener = open_tcp(address).map_err(fail)?;
             let bound = listener.local_addr().map_err(fail)?.to_string();
             let routes = routes(scope, gate, events);
-            tokio::spawn(async move { axum::serve(listener, routes).await });
+            tokio::spawn(serve(listener, routes));
             Ok(bound)
         }
+    }
+}
+
+/// Serves a bind: one request a connection, few connections at once, and none for ever.
+async fn serve(mut listener: impl Listener, routes: Router) {
+    let seats = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // The semaphore is never closed.
+        let seat = Arc::clone(&seats).acquire_owned().await;
+        let (stream, _) = listener.accept().await;
+        let service = TowerToHyperService::new(routes.clone());
+        let connection =
+            http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(async move {
+            // Whoever leaves or dawdles gets no answer; nothing else follows from it.
+            let _ = timeout(CONNECTION_LIMIT, connection).await;
+            drop(seat);
+        });
     }
 }
 
@@ -217,18 +248,12 @@ fn open_unix(path: &std::path::Path, routes: Router) -> io::Result<()> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder)?;
     }
-    if path.exists() {
-        match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
-            Err(error) => return Err(error),
-        }
-    }
+    crate::bind::remove_stale_socket(path)?;
     let before = rustix::process::umask(Mode::from_raw_mode(0o177));
     let listener = tokio::net::UnixListener::bind(path);
     rustix::process::umask(before);
     let listener = listener?;
-    tokio::spawn(async move { axum::serve(listener, routes).await });
+    tokio::spawn(serve(listener, routes));
     Ok(())
 }
 

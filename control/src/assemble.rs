@@ -84,21 +84,19 @@ pub(crate) fn assemble(
     Snapshot { generation, binds: open_binds(config, binds), listeners, targets, log_sessions }
 }
 
+/// The binds stand in the order of the listeners and their addresses.
 fn open_binds(config: &Config, binds: &[OpenBind]) -> Vec<Bind> {
-    let mut open = Vec::new();
-    for (index, listener) in (0u32..).zip(&config.listeners) {
-        for address in &listener.binds {
-            // Two binds to port 0 are two ports: each takes one that is not taken yet.
-            let bind = binds.iter().find(|bind| {
-                bind.configured == *address && !open.iter().any(|known: &Bind| known.id == bind.id)
-            });
-            if let Some(bind) = bind {
-                let address = bind.bound.as_str().into();
-                open.push(Bind { id: bind.id, listener: ListenerIndex(index), address });
-            }
-        }
-    }
-    open
+    let listener_of = |bind: &OpenBind| {
+        let at = config.listeners.iter().position(|listener| listener.name == bind.listener)?;
+        u32::try_from(at).ok().map(ListenerIndex)
+    };
+    binds
+        .iter()
+        .filter_map(|bind| {
+            let address = bind.bound.as_str().into();
+            Some(Bind { id: bind.id, listener: listener_of(bind)?, address })
+        })
+        .collect()
 }
 
 fn kind(target: &model::Target, knowledge: &Knowledge) -> TargetKind {

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 
 use ringweir_flow::snapshot::BindId;
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -19,10 +20,19 @@ pub type Opened = (BindId, Vec<Socket>);
 #[derive(Clone, Debug)]
 pub(crate) struct OpenBind {
     pub(crate) id: BindId,
-    /// As configured: the identity across reloads.
+    /// Whose it is.
+    pub(crate) listener: Arc<str>,
+    /// As configured.
     pub(crate) configured: BindAddress,
     /// As bound, with the port that the kernel chose for port 0.
     pub(crate) bound: String,
+}
+
+impl OpenBind {
+    /// Whether it serves what is configured as `address`, be it by the port that the kernel chose for it.
+    pub(crate) fn is_at(&self, address: &BindAddress) -> bool {
+        self.configured == *address || self.bound == address.to_string()
+    }
 }
 
 /// Why an address could not be bound.
@@ -39,6 +49,7 @@ pub(crate) struct BindError {
 /// [`BindError`] names the address.
 pub(crate) fn open(
     id: BindId,
+    listener: &Arc<str>,
     configured: &BindAddress,
     workers: usize,
 ) -> Result<(OpenBind, Opened), BindError> {
@@ -51,7 +62,8 @@ pub(crate) fn open(
         BindAddress::Unix(path) => open_unix(path),
     }
     .map_err(fail)?;
-    Ok((OpenBind { id, configured: configured.clone(), bound }, (id, sockets)))
+    let bind = OpenBind { id, listener: Arc::clone(listener), configured: configured.clone(), bound };
+    Ok((bind, (id, sockets)))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,6 +75,7 @@ enum V6Only {
 fn open_tcp(address: SocketAddr, v6_only: V6Only, workers: usize) -> io::Result<(String, Vec<Socket>)> {
     // Elsewhere SO_REUSEPORT does not spread clients evenly, or does not exist.
     let count = if cfg!(target_os = "linux") { workers } else { 1 };
+    refuse_if_taken(address, v6_only)?;
     let mut address = address;
     let mut sockets = Vec::with_capacity(count);
     for _ in 0..count {
@@ -80,6 +93,24 @@ fn open_tcp(address: SocketAddr, v6_only: V6Only, workers: usize) -> io::Result<
         sockets.push(socket);
     }
     Ok((address.to_string(), sockets))
+}
+
+/// `SO_REUSEPORT` would let a second daemon of the same user take a share of the first one's clients without a word. A
+/// socket without it is refused where anybody listens.
+#[cfg(target_os = "linux")]
+fn refuse_if_taken(address: SocketAddr, v6_only: V6Only) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(v6_only == V6Only::Yes)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())
+}
+
+/// Nothing is shared there.
+#[cfg(not(target_os = "linux"))]
+fn refuse_if_taken(_address: SocketAddr, _v6_only: V6Only) -> io::Result<()> {
+    Ok(())
 }
 
 #[cfg(target_os = "linux")]
@@ -103,18 +134,39 @@ fn share_address(_socket: &Socket) -> io::Result<()> {
 /// there; one that answers belongs to a running process.
 fn open_unix(path: &Path) -> io::Result<(String, Vec<Socket>)> {
     let address = SockAddr::unix(path)?;
-    if path.exists() {
-        let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        match probe.connect(&address) {
-            Ok(()) => return Err(io::ErrorKind::AddrInUse.into()),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
-            Err(error) => return Err(error),
-        }
-    }
+    remove_stale_socket(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&address)?;
     socket.listen(BACKLOG)?;
     Ok((format!("unix:{}", path.display()), vec![socket]))
+}
+
+/// Removes the file of a Unix socket that nobody serves any more.
+///
+/// # Errors
+/// When somebody does, or when the file is no socket: it is somebody's data then.
+pub(crate) fn remove_stale_socket(path: &Path) -> io::Result<()> {
+    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    if !is_socket(&metadata) {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in the way"));
+    }
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    match probe.connect(&SockAddr::unix(path)?) {
+        Ok(()) => Err(io::ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(unix)]
+fn is_socket(metadata: &std::fs::Metadata) -> bool {
+    std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type())
+}
+
+/// There are no such files.
+#[cfg(not(unix))]
+fn is_socket(_metadata: &std::fs::Metadata) -> bool {
+    false
 }
 
 #[cfg(test)]
@@ -125,7 +177,7 @@ mod tests {
     #[test]
     fn every_worker_gets_a_socket_on_the_same_chosen_port() {
         let address = BindAddress::Tcp("127.0.0.1:0".parse().unwrap());
-        let (bind, (_, sockets)) = open(BindId(1), &address, 3).unwrap();
+        let (bind, (_, sockets)) = open(BindId(1), &"l".into(), &address, 3).unwrap();
         let addresses: Vec<_> =
             sockets.iter().map(|socket| socket.local_addr().unwrap().as_socket().unwrap()).collect();
         assert_eq!(addresses.len(), 3);
@@ -139,11 +191,24 @@ mod tests {
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("l.sock");
         let address = BindAddress::Unix(path.clone());
-        let (_, first) = open(BindId(1), &address, 2).unwrap();
-        let error = open(BindId(2), &address, 2).unwrap_err();
+        let (_, first) = open(BindId(1), &"l".into(), &address, 2).unwrap();
+        let error = open(BindId(2), &"l".into(), &address, 2).unwrap_err();
         assert!(error.to_string().contains("l.sock"), "{error}");
         drop(first);
-        open(BindId(3), &address, 2).unwrap();
+        open(BindId(3), &"l".into(), &address, 2).unwrap();
+        let data = folder.join("data");
+        std::fs::write(&data, "precious").unwrap();
+        open(BindId(4), &"l".into(), &BindAddress::Unix(data.clone()), 2).unwrap_err();
+        assert_eq!(std::fs::read_to_string(&data).unwrap(), "precious");
         std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_address_that_another_daemon_serves_is_refused() {
+        let address = BindAddress::Tcp("127.0.0.1:0".parse().unwrap());
+        let (bind, _sockets) = open(BindId(1), &"l".into(), &address, 1).unwrap();
+        let same = BindAddress::Tcp(bind.bound.parse().unwrap());
+        assert!(open(BindId(2), &"l".into(), &same, 1).unwrap_err().to_string().contains(&bind.bound));
     }
 }

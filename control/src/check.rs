@@ -65,12 +65,14 @@ pub(crate) fn start(
     let task = tokio::spawn(async move {
         let mut verdict = Verdict::new(task_check.fall, task_check.rise);
         let mut step = 0;
+        // Name servers that are silent do not make a target that answers sick: the last addresses are probed then.
+        let mut addresses = Vec::new();
         loop {
             let begun = tokio::time::Instant::now();
             let result = {
                 // The semaphore is never closed.
                 let _permit = probes.acquire().await;
-                probe(&task_endpoint, task_check.timeout, &names).await
+                probe(&task_endpoint, task_check.timeout, &names, &mut addresses).await
             };
             let changed = verdict.handle(result.is_ok());
             let finding = Finding {
@@ -129,33 +131,44 @@ impl Verdict {
     }
 }
 
-/// Connects and closes. All addresses of a name are tried, within one timeout.
-async fn probe(endpoint: &Endpoint, limit: Duration, names: &Names) -> Result<(), String> {
-    let attempt = async {
-        match endpoint {
-            Endpoint::Address(address) => connect_tcp(&[*address]).await,
-            Endpoint::Name(name, port) => {
-                let addresses = names.lookup(name).await.map_err(|error| error.to_string())?.addresses;
-                let addresses: Vec<_> = addresses.iter().map(|ip| SocketAddr::new(*ip, *port)).collect();
-                connect_tcp(&addresses).await
+/// Connects and closes. All addresses of a name are tried, each for its share of the time.
+async fn probe(
+    endpoint: &Endpoint,
+    limit: Duration,
+    names: &Names,
+    known: &mut Vec<SocketAddr>,
+) -> Result<(), String> {
+    match endpoint {
+        Endpoint::Address(address) => connect_tcp(&[*address], limit).await,
+        Endpoint::Name(name, port) => {
+            match names.lookup(name).await {
+                Ok(found) => *known = found.addresses.iter().map(|ip| SocketAddr::new(*ip, *port)).collect(),
+                Err(error) if known.is_empty() => return Err(error.to_string()),
+                Err(_) => {}
             }
-            Endpoint::Unix(path) => connect_unix(path).await,
-            // The configuration gives no check to these.
-            Endpoint::Direct | Endpoint::Reject => Ok(()),
+            connect_tcp(known, limit).await
         }
-    };
-    timeout(limit, attempt).await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+        Endpoint::Unix(path) => within(limit, connect_unix(path)).await,
+        // The configuration gives no check to these.
+        Endpoint::Direct | Endpoint::Reject => Ok(()),
+    }
 }
 
-async fn connect_tcp(addresses: &[SocketAddr]) -> Result<(), String> {
+async fn connect_tcp(addresses: &[SocketAddr], limit: Duration) -> Result<(), String> {
+    let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
     let mut last = "the name has no address".to_owned();
     for address in addresses {
-        match TcpStream::connect(address).await {
+        let connect = async { TcpStream::connect(address).await.map_err(|error| error.to_string()) };
+        match within(share, connect).await {
             Ok(_) => return Ok(()),
             Err(error) => last = format!("{address}: {error}"),
         }
     }
     Err(last)
+}
+
+async fn within<T>(limit: Duration, attempt: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    timeout(limit, attempt).await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
 }
 
 #[cfg(unix)]

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringweir_flow::account::ListenerCounters;
+use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::Resolver;
 use ringweir_flow::snapshot::{BindId, Health, Snapshot};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -38,8 +40,8 @@ pub trait Driver {
     fn publish(&self, snapshot: Arc<Snapshot>, opened: Vec<Opened>);
     /// Stops accepting, after what waits in the accept queues; sessions go on.
     fn drain(&self);
-    /// Ends every session and returns when the workers are gone.
-    fn stop(self: Box<Self>);
+    /// Ends every session for this reason, and returns when the workers are gone.
+    fn stop(self: Box<Self>, reason: CloseReason);
 }
 
 /// What an engine is started with.
@@ -105,11 +107,11 @@ pub(crate) async fn serve(
     let (events, mut inbox) = mpsc::channel(EVENTS);
     let (findings, mut found) = mpsc::channel(EVENTS);
     let (locations, mut located) = mpsc::channel(EVENTS);
+    open_admin(&config, &settings, &events).await?;
     let mut daemon = Daemon::start(config, settings, findings, locations, start).await?;
-    daemon.open_admin(&events).await?;
     signals::listen(events).map_err(|error| format!("signals cannot be handled: {error}"))?;
     signals::notify(ServiceState::Ready);
-    tracing::info!("ready");
+    tracing::info!(target: crate::logging::ANNOUNCEMENTS, "ready");
     let mut drain_look = interval(DRAIN_LOOK);
     drain_look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -124,6 +126,27 @@ pub(crate) async fn serve(
             return Ok(());
         }
     }
+}
+
+/// Before anybody is served: a daemon that cannot be asked is not the one that was configured.
+async fn open_admin(
+    config: &Config,
+    settings: &Settings,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), String> {
+    let admin = &config.admin;
+    for (address, scope) in [(&admin.listen, Scope::Full), (&admin.metrics, Scope::ReadOnly)] {
+        let Some(address) = address else { continue };
+        match admin::open(address, scope, admin.token.clone(), events.clone()) {
+            Ok(bound) => tracing::info!("admin endpoint address={bound}"),
+            // Without a file nobody asked for this very address.
+            Err(error) if settings.file.is_none() && !settings.overrides.names_admin() => {
+                tracing::warn!("{error}; going on without it");
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(())
 }
 
 struct Daemon {
@@ -144,6 +167,8 @@ struct Daemon {
     watches: HashMap<Arc<str>, Watch>,
     last_probes: HashMap<Arc<str>, Probed>,
     reloads: Reloads,
+    /// Of listeners that a reload removed: their sessions live on and are waited for.
+    retired: Vec<Arc<ListenerCounters>>,
     started_at: Instant,
     phase: Phase,
 }
@@ -204,29 +229,13 @@ impl Daemon {
             watches: HashMap::new(),
             last_probes: HashMap::new(),
             reloads: Reloads::default(),
+            retired: Vec::new(),
             started_at: Instant::now(),
             phase: Phase::Serving,
         };
         daemon.announce(&[]);
         daemon.watch_targets();
         Ok(daemon)
-    }
-
-    async fn open_admin(&self, events: &mpsc::Sender<Event>) -> Result<(), String> {
-        let admin = &self.config.admin;
-        let binds = [(&admin.listen, Scope::Full), (&admin.metrics, Scope::ReadOnly)];
-        for (address, scope) in binds {
-            let Some(address) = address else { continue };
-            match admin::open(address, scope, admin.token.clone(), events.clone()).await {
-                Ok(bound) => tracing::info!("admin endpoint address={bound}"),
-                // Without a file nobody asked for this very address.
-                Err(error) if self.settings.file.is_none() && !self.settings.overrides.names_admin() => {
-                    tracing::warn!("{error}; going on without it");
-                }
-                Err(error) => return Err(error.to_string()),
-            }
-        }
-        Ok(())
     }
 
     fn handle_terminate(&mut self) {
@@ -255,7 +264,10 @@ impl Daemon {
         if left > 0 {
             tracing::warn!(sessions = left, "ending sessions that are still running");
         }
-        self.driver.stop();
+        self.driver.stop(match self.phase {
+            Phase::Serving | Phase::Stopping => CloseReason::Stopped,
+            Phase::Draining { .. } => CloseReason::Drained,
+        });
         self.binds.iter().for_each(remove_socket_file);
         if let Some(crate::model::BindAddress::Unix(path)) = &self.config.admin.listen {
             let _ = std::fs::remove_file(path);
@@ -264,8 +276,8 @@ impl Daemon {
     }
 
     fn active_sessions(&self) -> u64 {
-        let listeners = self.snapshot.listeners.iter();
-        listeners.map(|listener| listener.counters.sum(|cell| &cell.active)).sum()
+        let serving = self.snapshot.listeners.iter().map(|listener| &listener.counters);
+        serving.chain(&self.retired).map(|counters| counters.sum(|cell| &cell.active)).sum()
     }
 }
 
@@ -412,8 +424,10 @@ impl Daemon {
         self.settings.overrides.apply(&mut config);
         let (binds, opened, next_bind) = open_binds(&config, &self.binds, self.workers, self.next_bind)
             .map_err(|error| format!("{error}\n"))?;
+        self.forget_addresses(&config);
         locate(&config, &self.names, &mut self.knowledge).await;
         let later = self.needs_restart(&config);
+        self.retire_listeners(&config);
         let before = std::mem::replace(&mut self.binds, binds);
         self.next_bind = next_bind;
         self.config = config;
@@ -428,6 +442,26 @@ impl Daemon {
             text.push_str(&format!("{what} takes effect at the next start only\n"));
         }
         Ok(text)
+    }
+
+    /// Keeps the counters of listeners that are about to go, while they have sessions.
+    fn retire_listeners(&mut self, new: &Config) {
+        self.retired.retain(|counters| counters.sum(|cell| &cell.active) > 0);
+        let gone =
+            self.snapshot.listeners.iter().filter(|old| new.listeners.iter().all(|one| one.name != old.name));
+        self.retired.extend(gone.map(|listener| Arc::clone(&listener.counters)));
+    }
+
+    /// The addresses of an upstream that is written otherwise now are those of somebody else.
+    fn forget_addresses(&mut self, new: &Config) {
+        let endpoint = |config: &Config, name: &str| {
+            config.targets.iter().find(|target| &*target.name == name).and_then(|target| match &target.kind {
+                TargetKind::Upstream(upstream) => Some(upstream.endpoint.clone()),
+                TargetKind::Group(_) => None,
+            })
+        };
+        let old = &self.config;
+        self.knowledge.addresses.retain(|name, _| endpoint(old, name) == endpoint(new, name));
     }
 
     /// What of a new configuration cannot be changed while sessions run.
@@ -504,7 +538,12 @@ impl Daemon {
             }
             let listener = self.snapshot.listener(bind.listener);
             let protocol = status::protocol_name(listener.protocol);
-            tracing::info!("listening name={} address={} protocol={protocol}", listener.name, bind.address);
+            tracing::info!(
+                target: crate::logging::ANNOUNCEMENTS,
+                "listening name={} address={} protocol={protocol}",
+                listener.name,
+                bind.address
+            );
         }
     }
 }
@@ -517,13 +556,30 @@ fn open_binds(
     mut next: u64,
 ) -> Result<(Vec<OpenBind>, Vec<Opened>, u64), bind::BindError> {
     let mut left: Vec<&OpenBind> = known.iter().collect();
+    let wanted: Vec<_> = config
+        .listeners
+        .iter()
+        .flat_map(|listener| listener.binds.iter().map(|address| (&listener.name, address)))
+        .collect();
+    // What a listener has is its own before others may take an address over from it.
+    let mut kept: Vec<Option<OpenBind>> = wanted
+        .iter()
+        .map(|(listener, address)| {
+            let at = left.iter().position(|bind| bind.listener == **listener && bind.is_at(address))?;
+            Some(left.remove(at).clone())
+        })
+        .collect();
     let (mut binds, mut opened) = (Vec::new(), Vec::new());
-    for address in config.listeners.iter().flat_map(|listener| &listener.binds) {
-        if let Some(at) = left.iter().position(|bind| bind.configured == *address) {
-            binds.push(left.remove(at).clone());
+    for ((listener, address), kept) in wanted.into_iter().zip(&mut kept) {
+        let taken_over = || {
+            let at = left.iter().position(|bind| address.port() != Some(0) && bind.is_at(address))?;
+            Some(left.remove(at).clone())
+        };
+        if let Some(bind) = kept.take().or_else(taken_over) {
+            binds.push(OpenBind { listener: Arc::clone(listener), configured: address.clone(), ..bind });
             continue;
         }
-        let (bind, sockets) = bind::open(BindId(next), address, workers)?;
+        let (bind, sockets) = bind::open(BindId(next), listener, address, workers)?;
         next += 1;
         binds.push(bind);
         opened.push(sockets);

@@ -44,15 +44,32 @@ pub fn run(start: impl FnOnce(StartRequest) -> Result<Started, String>) -> ExitC
     let cli = Cli::parse();
     match carry_out(cli, start) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
+        Err(Refusal { message, code }) => {
             // Nothing can be done when even stderr is gone.
             let _ = writeln!(std::io::stderr(), "{}", message.trim_end());
-            ExitCode::FAILURE
+            ExitCode::from(code)
         }
     }
 }
 
-fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, String>) -> Result<(), String> {
+/// Why a command was not carried out, and what the process says of it to its parent.
+struct Refusal {
+    message: String,
+    code: u8,
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Refusal {
+        Refusal { message, code: 1 }
+    }
+}
+
+/// Wrong words on the command line; the code is clap's.
+fn usage(errors: config::ConfigErrors) -> Refusal {
+    Refusal { message: errors.to_string(), code: 2 }
+}
+
+fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, String>) -> Result<(), Refusal> {
     match cli.command.unwrap_or_else(|| Command::Run(Run::default())) {
         Command::Run(run) => {
             let mut config = match &run.config {
@@ -64,38 +81,41 @@ fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, Strin
                 }
             };
             run.overrides.apply(&mut config);
-            serve_until_told(config, Settings { file: run.config, overrides: run.overrides }, start)
+            serve_until_told(config, Settings { file: run.config, overrides: run.overrides }, start)?;
         }
         Command::Forward(forward) => {
-            let mut config =
-                forward::from_arguments(&forward.forward).map_err(|errors| errors.to_string())?;
+            let mut config = forward::from_arguments(&forward.forward).map_err(usage)?;
             config.admin.listen = Some(paths::own_admin());
             forward.overrides.apply(&mut config);
-            serve_until_told(config, Settings { file: None, overrides: forward.overrides }, start)
+            serve_until_told(config, Settings { file: None, overrides: forward.overrides }, start)?;
         }
         Command::Check { file } => {
             let config = config::load(&file).map_err(|errors| errors.to_string())?;
             let (listeners, targets) = (config.listeners.len(), config.targets.len());
-            print(&format!("{}: sound; {listeners} listeners, {targets} targets\n", file.display()))
+            print(&format!("{}: sound; {listeners} listeners, {targets} targets\n", file.display()))?;
         }
         Command::Status { admin, json } => {
             let text = ask(&admin, Method::GET, "/status")?;
             if json {
-                return print(&format!("{text}\n"));
+                print(&format!("{text}\n"))?;
+                return Ok(());
             }
             let status: Status =
                 serde_json::from_str(&text).map_err(|error| format!("the status cannot be read: {error}"))?;
-            print(&status.to_table())
+            print(&status.to_table())?;
         }
-        Command::Reload { admin } => print(&ask(&admin, Method::POST, "/reload")?),
-        Command::Drain { target, admin } => print(&ask(&admin, Method::POST, &query("/drain", &target))?),
-        Command::Undrain { target, admin } => print(&ask(&admin, Method::POST, &query("/undrain", &target))?),
+        Command::Reload { admin } => print(&ask(&admin, Method::POST, "/reload")?)?,
+        Command::Drain { target, admin } => print(&ask(&admin, Method::POST, &query("/drain", &target))?)?,
+        Command::Undrain { target, admin } => {
+            print(&ask(&admin, Method::POST, &query("/undrain", &target))?)?
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ringweir", &mut script);
-            print(&String::from_utf8_lossy(&script))
+            print(&String::from_utf8_lossy(&script))?;
         }
     }
+    Ok(())
 }
 
 fn serve_until_told(
@@ -145,7 +165,9 @@ fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // macOS names no limit and allows no more than OPEN_MAX.
+    let current = if cfg!(target_os = "macos") { Some(10_240) } else { limit.maximum };
+    let raised = Rlimit { current, maximum: limit.maximum };
     if limit.current != limit.maximum
         && let Err(error) = setrlimit(Resource::Nofile, raised)
     {

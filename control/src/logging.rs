@@ -14,6 +14,10 @@ use crate::model::{Level, Log, LogFormat};
 /// Lines that may wait to be written; beyond it they are dropped.
 const BUFFERED_LINES: usize = 16 * 1024;
 
+/// The `tracing` target of the lines that tell where clients can connect and when they may: shown at every level,
+/// because scripts wait for them.
+pub(crate) const ANNOUNCEMENTS: &str = "ringweir::announcements";
+
 /// Sets the log up. Lines are written as long as the guard lives.
 pub(crate) fn start(log: Log) -> WorkerGuard {
     let (writer, guard) =
@@ -29,7 +33,8 @@ pub(crate) fn start(log: Log) -> WorkerGuard {
     let filter = Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         .with_target("ringweir", level)
-        .with_target(Record::LOG_TARGET, LevelFilter::INFO);
+        .with_target(Record::LOG_TARGET, LevelFilter::INFO)
+        .with_target(ANNOUNCEMENTS, LevelFilter::INFO);
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let layer = match log.format {
         LogFormat::Text => layer.with_ansi(io::stderr().is_terminal()).boxed(),

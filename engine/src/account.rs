@@ -48,7 +48,8 @@ impl Worker {
         match (ending, stream.transport) {
             // A Unix socket has no reset of its own; closing it with bytes unread is seen as one.
             (Ending::Plain, Transport::Tcp | Transport::Unix) | (Ending::Reset, Transport::Unix) => {
-                self.tools.ring.close(stream.socket);
+                // Nothing of it is queued or in flight: whoever waits for a descriptor may have it at once.
+                drop(stream.socket);
             }
             (Ending::Reset, Transport::Tcp) => {
                 let give_up_at = self.tools.now + RESET_LIMIT;
@@ -68,7 +69,6 @@ impl Worker {
         if is_delivered || self.tools.now >= dying.give_up_at {
             // Zero linger makes close(2) send a reset (tcp(7), SO_LINGER in socket(7)).
             let _ = set_socket_linger(&dying.socket, Some(Duration::ZERO));
-            self.tools.ring.close(dying.socket);
             return;
         }
         let again = self.tools.now + dying.pause;

@@ -60,7 +60,13 @@ pub(crate) fn start(
             live.dials.lanes[usize::from(lane)] =
                 Some(Dial { attempt, socket, transport, local, state: State::Connecting });
         }
-        Err(errno) => live.session.handle_connect_failed(attempt, connect_error(errno), tools.now),
+        Err(errno) => {
+            let error = connect_error(errno);
+            if error == ConnectError::OutOfResources {
+                tools.exhausted = Some(errno);
+            }
+            live.session.handle_connect_failed(attempt, error, tools.now);
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::Resolver;
 use ringweir_flow::snapshot::{BindId, Snapshot, WorkerIndex};
 use ringweir_ring::{Capabilities, Ring, SetupError, Waker};
@@ -129,10 +130,11 @@ impl Handle {
         }
     }
 
-    /// Ends every session and the workers; returns when they are gone.
-    pub fn stop(self) {
+    /// Ends every session, for [`CloseReason::Drained`] or [`CloseReason::Stopped`], and the workers; returns when they
+    /// are gone.
+    pub fn stop(self, reason: CloseReason) {
         for worker in &self.workers {
-            worker.tell(Message::Stop);
+            worker.tell(Message::Stop(reason));
         }
         for worker in self.workers {
             let name = worker.thread.thread().name().unwrap_or("worker").to_owned();

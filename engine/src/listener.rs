@@ -46,7 +46,9 @@ pub(crate) struct Listeners {
     /// By the slot of their tokens.
     slots: Vec<Option<Listener>>,
     session_limit: usize,
-    /// Accepts that found no descriptor since the last warning.
+    /// Until when nobody is accepted, because there was no descriptor.
+    paused_until: Option<Instant>,
+    /// How often there was none since the last warning.
     failures: u64,
     warned_at: Option<Instant>,
 }
@@ -70,8 +72,6 @@ enum Accept {
     Multishot,
     /// Cancelled, and not yet answered.
     Ending,
-    /// Waits for descriptors to come back.
-    Paused,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ enum Fate {
 
 impl Listeners {
     pub(crate) fn new(session_limit: usize) -> Listeners {
-        Listeners { slots: Vec::new(), session_limit, failures: 0, warned_at: None }
+        Listeners { slots: Vec::new(), session_limit, paused_until: None, failures: 0, warned_at: None }
     }
 
     /// Says at most once a second that accepting is paused, and how often it was.
@@ -151,9 +151,24 @@ impl Worker {
         }
     }
 
+    /// No descriptor or memory was left, for a client or for an upstream: accepting more would only take what running
+    /// sessions need.
+    pub(crate) fn pause_accepting(&mut self, errno: Errno) {
+        let until = self.tools.now + PAUSE;
+        self.listeners.paused_until = Some(until);
+        self.set_timer(until, Timer::Accept);
+        self.listeners.warn(errno, self.tools.now);
+    }
+
     /// Arms accepts wherever there is room again, and stops multishots where there is little.
     pub(crate) fn resume_accepting(&mut self) {
-        let room = self.listeners.session_limit.saturating_sub(self.sessions.len());
+        if let Some(errno) = self.tools.exhausted.take() {
+            self.pause_accepting(errno);
+        }
+        let room = match self.listeners.paused_until {
+            Some(_) => 0,
+            None => self.listeners.session_limit.saturating_sub(self.sessions.len()),
+        };
         for (slot, listener) in (0u32..).zip(&mut self.listeners.slots) {
             let Some(listener) = listener else { continue };
             match (listener.accept, listener.fate) {
@@ -163,21 +178,18 @@ impl Worker {
                     self.tools.ring.cancel(accept_token(slot));
                 }
                 (
-                    Accept::Off | Accept::Single | Accept::Multishot | Accept::Ending | Accept::Paused,
+                    Accept::Off | Accept::Single | Accept::Multishot | Accept::Ending,
                     Fate::Open | Fate::Closing,
                 ) => {}
             }
         }
     }
 
-    /// The pause is over.
+    /// A pause is over, unless another has begun meanwhile.
     pub(crate) fn retry_accepting(&mut self) {
-        for listener in self.listeners.slots.iter_mut().flatten() {
-            if listener.accept == Accept::Paused {
-                listener.accept = Accept::Off;
-            }
+        if self.listeners.paused_until.is_some_and(|until| self.tools.now >= until) {
+            self.listeners.paused_until = None;
         }
-        self.resume_accepting();
     }
 
     /// An accept was answered.
@@ -193,13 +205,7 @@ impl Worker {
             Ok(socket) => self.start_session(slot, socket),
             // Nobody came, or whoever came is gone already.
             Err(Errno::CANCELED | Errno::CONNABORTED | Errno::INTR | Errno::AGAIN | Errno::PROTO) => {}
-            Err(errno) => {
-                if listener.fate == Fate::Open {
-                    listener.accept = Accept::Paused;
-                    self.set_timer(self.tools.now + PAUSE, Timer::Accept);
-                }
-                self.listeners.warn(errno, self.tools.now);
-            }
+            Err(errno) => self.pause_accepting(errno),
         }
         if let Some(listener) = &self.listeners.slots[slot]
             && listener.fate == Fate::Closing
@@ -213,7 +219,7 @@ impl Worker {
         let Some(listener) = &mut self.listeners.slots[slot] else { return };
         listener.fate = Fate::Closing;
         match listener.accept {
-            Accept::Off | Accept::Paused => self.drain_and_close(slot),
+            Accept::Off => self.drain_and_close(slot),
             Accept::Single | Accept::Multishot => {
                 listener.accept = Accept::Ending;
                 self.tools.ring.cancel(accept_token(u32::try_from(slot).unwrap_or(u32::MAX)));

@@ -138,34 +138,23 @@ pub(crate) fn handle_sent(
     let direction = Direction::from(side.other());
     let Some(stream) = live.stream(side) else { return };
     let was = std::mem::replace(&mut stream.sending, Sending::Nothing);
-    let failed = result.is_err();
-    match rest {
-        Some(Unsent::Owned { mut bytes, offset }) if !failed && !is_closing => {
-            // What was commanded meanwhile comes after it.
-            bytes.drain(..offset);
-            bytes.append(&mut stream.outbox);
-            stream.outbox = bytes;
-        }
-        Some(Unsent::Chunks(chunks)) if !failed && !is_closing => {
-            if let Some(source) = live.stream(side.other()) {
-                source.held = Some(chunks);
-            }
-        }
-        Some(Unsent::Chunks(chunks)) => tools.ring.recycle(chunks),
-        Some(Unsent::Owned { .. }) | None => {}
+    // A send waits until all is taken. One that is cut short has met an error after some of its bytes, and has swallowed
+    // it: asked again, the socket would only say that it is shut.
+    let is_short = rest.is_some();
+    if let Some(Unsent::Chunks(chunks)) = rest {
+        tools.ring.recycle(chunks);
     }
     if is_closing {
         return;
     }
-    match (was, result) {
-        (Sending::Pumped, Ok(bytes)) => live.session.handle_sent(direction, bytes, tools.now),
-        (Sending::Outbox | Sending::Nothing, Ok(_)) => {}
-        (Sending::Pumped | Sending::Outbox | Sending::Nothing, Err(_)) => {
-            if is_pumping {
-                live.session.handle_send_failed(direction);
-            } else {
-                live.session.handle_client_failed();
-            }
+    if let (Sending::Pumped, Ok(bytes)) = (was, result) {
+        live.session.handle_sent(direction, bytes, tools.now);
+    }
+    if is_short || result.is_err() {
+        if is_pumping {
+            live.session.handle_send_failed(direction);
+        } else {
+            live.session.handle_client_failed();
         }
     }
 }

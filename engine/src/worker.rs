@@ -12,7 +12,7 @@ use ringweir_flow::resolve::{Resolved, Resolver};
 use ringweir_flow::snapshot::{BindId, Snapshot, WorkerIndex};
 use ringweir_flow::time::Instant;
 use ringweir_flow::view::View;
-use ringweir_ring::{Capabilities, Completion, Op, Ring, RingConfig, SetupError, Waker};
+use ringweir_ring::{Capabilities, Completion, Errno, Op, Ring, RingConfig, SetupError, Waker};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::Socket;
 
@@ -27,7 +27,7 @@ use crate::{connect, handshake, pump};
 pub(crate) enum Message {
     Publish { snapshot: Arc<Snapshot>, opened: Vec<(BindId, Socket)> },
     Drain,
-    Stop,
+    Stop(CloseReason),
     Resolved { id: SessionId, resolved: Resolved },
 }
 
@@ -61,6 +61,8 @@ pub(crate) struct Tools {
     pub(crate) now: Instant,
     /// Receives that found the pool empty, in the order in which they will get buffers.
     pub(crate) starved: VecDeque<(SessionId, Side)>,
+    /// A dial found no descriptor or memory in this turn.
+    pub(crate) exhausted: Option<Errno>,
     pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) inbox: Sender<Message>,
     pub(crate) waker: Waker,
@@ -108,6 +110,7 @@ impl Worker {
                 ring,
                 now,
                 starved: VecDeque::new(),
+                exhausted: None,
                 resolver: options.resolver,
                 inbox: options.inbox,
                 waker,
@@ -224,7 +227,7 @@ impl Worker {
                     self.close_listeners_that_are_gone();
                 }
                 Message::Drain => self.close_all_listeners(),
-                Message::Stop => self.stop(),
+                Message::Stop(reason) => self.stop(reason),
                 Message::Resolved { id, resolved } => {
                     if let Some(live) = self.sessions.get_mut(id) {
                         live.session.handle_resolved(resolved, self.tools.now);
@@ -267,11 +270,11 @@ impl Worker {
         }
     }
 
-    fn stop(&mut self) {
+    fn stop(&mut self, reason: CloseReason) {
         self.close_all_listeners();
         for id in self.sessions.ids() {
             if let Some(live) = self.sessions.get_mut(id) {
-                live.session.handle_stop(CloseReason::Stopped);
+                live.session.handle_stop(reason);
                 self.drive(id);
             }
         }

@@ -45,7 +45,7 @@ async fn reset(worker: Rc<Worker>, stream: TcpStream) {
     let watch = platform::watch(&stream);
     let give_up_at = Instant::now() + Watch::LIMIT;
     let mut pause = FIRST_PAUSE;
-    while !worker.is_stopping() {
+    while worker.stopping().is_none() {
         sleep(pause).await;
         if watch.is_delivered(&stream) || Instant::now() >= give_up_at {
             break;

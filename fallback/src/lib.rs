@@ -29,6 +29,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::Resolver;
 use ringweir_flow::snapshot::{BindId, Snapshot, WorkerIndex};
 use socket2::Socket;
@@ -100,7 +101,7 @@ pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> 
             Ok(thread) => handle.threads.push(thread),
             Err(error) => {
                 drop(presence);
-                handle.stop();
+                handle.stop(CloseReason::Stopped);
                 return Err(error);
             }
         }
@@ -145,9 +146,10 @@ impl Handle {
         self.tell_all(|| Message::Drain);
     }
 
-    /// Ends every session and the workers; returns when they are gone, or after two seconds.
-    pub fn stop(self) {
-        self.tell_all(|| Message::Stop);
+    /// Ends every session, for [`CloseReason::Drained`] or [`CloseReason::Stopped`], and the workers; returns when they
+    /// are gone, or after two seconds.
+    pub fn stop(self, reason: CloseReason) {
+        self.tell_all(|| Message::Stop(reason));
         match self.all_ended.recv_timeout(JOIN_LIMIT) {
             Ok(never) => match never {},
             Err(RecvTimeoutError::Disconnected) => {}

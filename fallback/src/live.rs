@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ringweir_flow::close::CloseReason;
 use ringweir_flow::pump::{Closing, Direction, Side};
 use ringweir_flow::session::Session;
 use ringweir_flow::time::Instant;
@@ -96,8 +95,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, client: Stream, session: Session, 
 impl Live {
     fn poll(&mut self, alarm: &mut Alarm<'_>, cx: &mut Context<'_>) -> Poll<Closing> {
         self.now = self.worker.now();
-        if self.worker.is_stopping() {
-            self.session.handle_stop(CloseReason::Stopped);
+        if let Some(reason) = self.worker.stopping() {
+            self.session.handle_stop(reason);
         }
         if alarm.take_due(self.now) {
             self.session.handle_timeout(self.now);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use ringweir_flow::close::CloseReason;
 use ringweir_flow::record::ClientAddr;
 use ringweir_flow::resolve::Resolver;
 use ringweir_flow::session::Session;
@@ -39,7 +40,7 @@ pub(crate) enum Message {
     /// Worker 0 deals out no more clients of this bind.
     Forget(BindId),
     Drain,
-    Stop,
+    Stop(CloseReason),
 }
 
 /// A client on its way from one worker to another.
@@ -73,7 +74,8 @@ pub(crate) struct Worker {
     /// Where the clients of a bind are served; kept while one may still come.
     worlds: RefCell<HashMap<BindId, World>>,
     listeners: RefCell<HashMap<BindId, oneshot::Sender<Fate>>>,
-    is_stopping: Cell<bool>,
+    /// Why every session is to end, once it is.
+    stopping: Cell<Option<CloseReason>>,
     stopped: Notify,
 }
 
@@ -149,7 +151,7 @@ impl Worker {
             view: RefCell::new(View::new(snapshot, options.index, seed)),
             worlds: RefCell::default(),
             listeners: RefCell::default(),
-            is_stopping: Cell::new(false),
+            stopping: Cell::new(None),
             stopped: Notify::new(),
         }
     }
@@ -164,9 +166,9 @@ impl Worker {
         self.origin + Duration::from_micros(instant.as_micros()).min(self.origin.elapsed() + FAR)
     }
 
-    /// Whether every session is to end.
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.is_stopping.get()
+    /// Why every session is to end, once it is.
+    pub(crate) fn stopping(&self) -> Option<CloseReason> {
+        self.stopping.get()
     }
 
     /// Wakes whoever has polled it when the worker begins to stop.
@@ -206,13 +208,15 @@ impl Worker {
                 }
                 Message::Forget(bind) => self.forget(bind),
                 Message::Drain => self.close_listeners(|_| true),
-                Message::Stop => return,
+                Message::Stop(reason) => {
+                    self.stopping.set(Some(reason));
+                    return;
+                }
             }
         }
     }
 
     async fn stop(&self) {
-        self.is_stopping.set(true);
         self.stopped.notify_waiters();
         // Without their senders the listeners close.
         self.listeners.borrow_mut().clear();

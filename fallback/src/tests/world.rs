@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringweir_flow::account::{ListenerCounters, TargetCounters};
+use ringweir_flow::close::CloseReason;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::resolve::{ResolveError, Resolved, Resolver};
 use ringweir_flow::snapshot::{
@@ -104,7 +105,7 @@ impl World {
     }
 
     pub(super) fn stop(&mut self) {
-        self.handle.take().unwrap().stop();
+        self.handle.take().unwrap().stop(CloseReason::Stopped);
     }
 
     fn fresh_bind(&mut self, address: SocketAddr) -> BindId {
@@ -160,7 +161,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if let Some(handle) = self.handle.take() {
-            handle.stop();
+            handle.stop(CloseReason::Stopped);
         }
     }
 }
