@@ -32,6 +32,7 @@ mod alone {
     scenarios!(Alone:
         silent_clients_are_closed_at_the_handshake_timeout,
         a_flood_of_connects_leaves_nothing_behind,
+        ended_sessions_cost_no_memory,
         a_black_hole_is_given_up_at_the_connect_timeout,
     );
 }
@@ -92,11 +93,12 @@ fn a_flood_of_connects_leaves_nothing_behind(engine: Engine) {
     let mut daemon = Setup::new(engine).workers(1).start(&to(server.address()));
     let (listener, pid) = (daemon.address("in"), daemon.pid());
     let active = || number(named(&daemon.status(), "listeners", "in"), &["active"]);
-    flood(listener, 400);
+    // Until every buffer of the pool that such clients ever fill has been filled.
+    flood(listener, 4000);
     eventually(PATIENCE, "the warm sessions have ended", || active() == 0);
     let (descriptors, memory_kib) = (open_descriptors(pid), own_memory_kib(pid));
 
-    flood(listener, 4000);
+    flood(listener, 10_000);
     let within = Duration::from_secs(2);
     eventually(within, "no socket is left in CLOSE-WAIT", || {
         close_waits(listener.port(), server.port()) == 0
@@ -106,6 +108,21 @@ fn a_flood_of_connects_leaves_nothing_behind(engine: Engine) {
     let growth_kib = own_memory_kib(pid).saturating_sub(memory_kib);
     assert!(growth_kib <= 1024, "{growth_kib} KiB more than before the flood");
     assert!(daemon.is_running() && is_served(listener));
+}
+
+fn ended_sessions_cost_no_memory(engine: Engine) {
+    const SESSIONS: usize = 30_000;
+    const GROWTH_KIB: u64 = 256;
+    let server = Server::echo();
+    let daemon = Setup::new(engine).workers(1).start(&to(server.address()));
+    let address = daemon.address("in");
+    let serve = |sessions: usize| (0..sessions).for_each(|_| assert!(is_served(address)));
+    serve(SESSIONS / 10);
+    let before_kib = own_memory_kib(daemon.pid());
+    serve(SESSIONS);
+    // Nothing may wait for the end of a timeout, an hour here, to be freed.
+    let growth_kib = own_memory_kib(daemon.pid()).saturating_sub(before_kib);
+    assert!(growth_kib <= GROWTH_KIB, "{growth_kib} KiB more after {SESSIONS} sessions, one after the other");
 }
 
 fn a_black_hole_is_given_up_at_the_connect_timeout(engine: Engine) {

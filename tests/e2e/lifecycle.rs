@@ -139,7 +139,7 @@ fn a_taken_port_refuses_to_start(engine: Engine) {
 }
 
 /// Plays three sessions of which each ends in its own way.
-fn play_sessions(engine: Engine, arguments: &[&str]) -> (Daemon, [SocketAddr; 2]) {
+fn play_sessions(engine: Engine, arguments: &[&str]) -> (Daemon, SocketAddr, Server) {
     let (server, refuser) = (Server::echo(), Refuser::new());
     let config = proxy("socks5") + &to(server.address()).replace("\"in\"", "\"plain\"");
     let daemon = Setup::new(engine).arguments(arguments).start(&config);
@@ -150,11 +150,11 @@ fn play_sessions(engine: Engine, arguments: &[&str]) -> (Daemon, [SocketAddr; 2]
     assert_eq!(read_rest(&mut client), (Vec::new(), End::Fin));
     assert_eq!(rejected(daemon.address("in"), refuser.address()), 5);
     assert!(is_served(daemon.address("plain")));
-    (daemon, [client_address, server.address()])
+    (daemon, client_address, server)
 }
 
 fn session_lines_tell_everything_in_text(engine: Engine) {
-    let (daemon, [client, server]) = play_sessions(engine, &["--log-sessions", "--log-format", "text"]);
+    let (daemon, client, server) = play_sessions(engine, &["--log-sessions", "--log-format", "text"]);
     let has = |line: &str, key: &str, value: &str| {
         line.contains(&format!("{key}={value} ")) || line.contains(&format!("{key}=\"{value}\""))
     };
@@ -162,7 +162,7 @@ fn session_lines_tell_everything_in_text(engine: Engine) {
     for (key, value) in [
         ("listener", "in"),
         ("target_name", "direct"),
-        ("destination", &server.to_string()),
+        ("destination", &server.address().to_string()),
         ("attempts", "1"),
         ("bytes_up", "1000"),
         ("bytes_down", "1000"),
@@ -177,7 +177,7 @@ fn session_lines_tell_everything_in_text(engine: Engine) {
 }
 
 fn session_lines_tell_everything_in_json(engine: Engine) {
-    let (daemon, [client, server]) = play_sessions(engine, &["--log-sessions", "--log-format", "json"]);
+    let (daemon, client, server) = play_sessions(engine, &["--log-sessions", "--log-format", "json"]);
     let line = daemon.wait_line("the session", |line| line.contains(&client.to_string()));
     let line: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
     let field = |key: &str| if line[key].is_null() { &line["fields"][key] } else { &line[key] };
@@ -185,7 +185,7 @@ fn session_lines_tell_everything_in_json(engine: Engine) {
         ("client", client.to_string()),
         ("listener", "in".to_owned()),
         ("target_name", "direct".to_owned()),
-        ("destination", server.to_string()),
+        ("destination", server.address().to_string()),
         ("reason", "finished".to_owned()),
     ] {
         assert_eq!(*field(key), Value::String(value), "{line:#}");
@@ -199,7 +199,7 @@ fn session_lines_tell_everything_in_json(engine: Engine) {
 }
 
 fn sessions_are_silent_by_default(engine: Engine) {
-    let (mut daemon, _) = play_sessions(engine, &[]);
+    let (mut daemon, _, _server) = play_sessions(engine, &[]);
     let before = daemon.line_count();
     for _ in 0..50 {
         assert!(is_served(daemon.address("plain")));

@@ -17,6 +17,7 @@ use crate::relay::to;
 
 scenarios!(Welcome:
     listeners_are_added_changed_and_removed,
+    a_port_that_the_kernel_chose_stays_with_its_listener,
     a_target_is_changed_under_running_sessions,
     a_bad_file_is_refused_whole_and_the_old_one_serves,
     a_group_cycle_is_refused_with_its_path,
@@ -53,21 +54,33 @@ fn listeners_are_added_changed_and_removed(engine: Engine) {
     let one = daemon.address("one");
     let (_, mut running) = ask_name(one).expect("served");
 
-    daemon.reload(&(listener("one", one.port(), "a") + &listener("two", 0, "b") + &upstreams)).unwrap();
+    daemon.reload(&(listener("one", 0, "a") + &listener("two", 0, "b") + &upstreams)).unwrap();
     let two = daemon.address("two");
     assert_eq!((name_at(one), name_at(two)), (Some('a'), Some('b')));
     let (_, mut running_two) = ask_name(two).expect("served");
 
-    daemon
-        .reload(&(listener("one", one.port(), "b") + &listener("two", two.port(), "b") + &upstreams))
-        .unwrap();
+    daemon.reload(&(listener("one", 0, "b") + &listener("two", 0, "b") + &upstreams)).unwrap();
     assert_eq!(name_at(one), Some('b'), "a changed target counts at once");
 
-    daemon.reload(&(listener("one", one.port(), "b") + &upstreams)).unwrap();
+    daemon.reload(&(listener("one", 0, "b") + &upstreams)).unwrap();
     eventually(PATIENCE, "the removed listener is closed", || std::net::TcpStream::connect(two).is_err());
     assert_eq!(name_at(one), Some('b'));
     assert_echo(&mut running, b"untouched by four configurations");
     assert_echo(&mut running_two, b"outlives its listener");
+}
+
+fn a_port_that_the_kernel_chose_stays_with_its_listener(engine: Engine) {
+    let (a, b) = (Server::named(b'a'), Server::named(b'b'));
+    let upstreams = upstream("a", a.address()) + &upstream("b", b.address());
+    let daemon = Daemon::start(engine, &(listener("one", 0, "a") + &upstreams));
+    let one = daemon.address("one");
+    // The new one stands first, with the very same words for its address.
+    daemon.reload(&(listener("two", 0, "b") + &listener("one", 0, "a") + &upstreams)).unwrap();
+    assert_eq!(name_at(one), Some('a'));
+    assert_eq!(name_at(daemon.address("two")), Some('b'));
+    daemon.reload(&(listener("two", 0, "b") + &upstreams)).unwrap();
+    assert_eq!(name_at(daemon.address("two")), Some('b'));
+    eventually(PATIENCE, "the removed listener is closed", || std::net::TcpStream::connect(one).is_err());
 }
 
 fn a_target_is_changed_under_running_sessions(engine: Engine) {

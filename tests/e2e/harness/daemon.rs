@@ -264,8 +264,8 @@ impl Daemon {
 
     #[track_caller]
     fn wait_until_ready(&mut self) {
-        let is_ready = |line: &String| line.split_whitespace().last() == Some("ready");
-        let ready = self.log.wait_for(PATIENCE, |lines| lines.iter().any(is_ready).then_some(()));
+        let ready =
+            self.log.wait_for(PATIENCE, |lines| lines.iter().any(|line| is_ready(line)).then_some(()));
         assert!(ready.is_some(), "the daemon is not ready:\n{}", self.log.text());
     }
 }
@@ -283,6 +283,11 @@ impl Drop for Daemon {
             assert!(!text.contains("panicked at"), "a panic in the daemon:\n{text}");
         }
     }
+}
+
+/// Whether a line says that the daemon serves, in either format of the log.
+fn is_ready(line: &str) -> bool {
+    line.split_whitespace().last() == Some("ready") || line.contains("\"message\":\"ready\"")
 }
 
 /// The word that follows `key` in a line of `key=value`.
@@ -433,8 +438,8 @@ pub(crate) fn check(config: &str) -> Finished {
 pub(crate) fn probe_io_uring() -> Result<(), String> {
     let config = "[[listener]]\nname = \"probe\"\nbind = \"127.0.0.1:0\"\nprotocol = \"socks5\"\ntarget = \"direct\"\n";
     let mut daemon = Setup::new(Engine::IoUring).workers(1).spawn_run(config);
-    let is_ready = |line: &String| line.split_whitespace().last() == Some("ready");
-    if daemon.log.wait_for(PATIENCE, |lines| lines.iter().any(is_ready).then_some(())).is_some() {
+    if daemon.log.wait_for(PATIENCE, |lines| lines.iter().any(|line| is_ready(line)).then_some(())).is_some()
+    {
         return Ok(());
     }
     // Only a refusal of io_uring excuses it: a daemon that hangs or fails otherwise fails the test.

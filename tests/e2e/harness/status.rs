@@ -19,14 +19,17 @@ pub(crate) fn health<'a>(status: &'a Value, target: &str) -> &'a str {
     named(status, "targets", target)["health"].as_str().unwrap_or_else(|| panic!("no health in {status:#}"))
 }
 
-/// A number of a target or listener: `key`, or where that is an object, `key.sub`.
+/// A number of a target or listener: `key`, or `kind` of the counts at `key`, where what never occurred is left out.
 #[track_caller]
 pub(crate) fn number(object: &Value, path: &[&str]) -> u64 {
-    let mut value = object;
-    for key in path {
-        value = &value[*key];
-    }
-    value.as_u64().unwrap_or_else(|| panic!("no number at {path:?} in {object:#}"))
+    let value = match path {
+        [key] => object[*key].as_u64(),
+        [key, kind] => {
+            object[*key].as_object().and_then(|counts| counts.get(*kind).map_or(Some(0), Value::as_u64))
+        }
+        _ => None,
+    };
+    value.unwrap_or_else(|| panic!("no number at {path:?} in {object:#}"))
 }
 
 /// The sum of all samples of the metrics whose line has every one of `parts`.
