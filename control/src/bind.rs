@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ringweir_flow::snapshot::BindId;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::model::BindAddress;
+use crate::model::{BindAddress, Config};
 
 /// The kernel clamps it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
@@ -43,11 +43,50 @@ pub(crate) struct BindError {
     error: io::Error,
 }
 
+/// Opens what the configuration names and is not open yet. On an error everything that was opened is closed again.
+pub(crate) fn open_all(
+    config: &Config,
+    known: &[OpenBind],
+    workers: usize,
+    mut next: u64,
+) -> Result<(Vec<OpenBind>, Vec<Opened>, u64), BindError> {
+    let mut left: Vec<&OpenBind> = known.iter().collect();
+    let wanted: Vec<_> = config
+        .listeners
+        .iter()
+        .flat_map(|listener| listener.binds.iter().map(|address| (&listener.name, address)))
+        .collect();
+    // What a listener has is its own before others may take an address over from it.
+    let mut kept: Vec<Option<OpenBind>> = wanted
+        .iter()
+        .map(|(listener, address)| {
+            let at = left.iter().position(|bind| bind.listener == **listener && bind.is_at(address))?;
+            Some(left.remove(at).clone())
+        })
+        .collect();
+    let (mut binds, mut opened) = (Vec::new(), Vec::new());
+    for ((listener, address), kept) in wanted.into_iter().zip(&mut kept) {
+        let taken_over = || {
+            let at = left.iter().position(|bind| address.port() != Some(0) && bind.is_at(address))?;
+            Some(left.remove(at).clone())
+        };
+        if let Some(bind) = kept.take().or_else(taken_over) {
+            binds.push(OpenBind { listener: Arc::clone(listener), configured: address.clone(), ..bind });
+            continue;
+        }
+        let (bind, sockets) = open(BindId(next), listener, address, workers)?;
+        next += 1;
+        binds.push(bind);
+        opened.push(sockets);
+    }
+    Ok((binds, opened, next))
+}
+
 /// Binds and listens: a socket for each worker where `SO_REUSEPORT` spreads clients over them, else one.
 ///
 /// # Errors
 /// [`BindError`] names the address.
-pub(crate) fn open(
+fn open(
     id: BindId,
     listener: &Arc<str>,
     configured: &BindAddress,

@@ -9,9 +9,9 @@ use std::time::Duration;
 use ringweir_flow::account::ListenerCounters;
 use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::Resolver;
-use ringweir_flow::snapshot::{BindId, Health, Snapshot};
+use ringweir_flow::snapshot::{Health, Snapshot};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::admin::{self, Scope};
 use crate::assemble::{Knowledge, assemble};
@@ -20,16 +20,12 @@ use crate::check::{self, Finding, MAX_PROBES};
 use crate::config;
 use crate::metrics::Reloads;
 use crate::model::{Config, Endpoint, EngineKind, TargetKind};
-use crate::resolve::{Located, NamePort, Names, Watch};
+use crate::resolve::{self, Located, NamePort, Names, Watch};
 use crate::signals::{self, ServiceState};
 use crate::status::{self, CheckStatus, Status};
 
 /// Events that may wait; senders wait beyond it.
 const EVENTS: usize = 256;
-
-/// How long the start and a reload wait for the addresses of upstreams that are names. What is not known by then
-/// comes later.
-const FIRST_LOOKUP: Duration = Duration::from_secs(2);
 
 /// How often a draining daemon looks whether its last session has ended: counters are read, nobody reports.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
@@ -201,8 +197,8 @@ impl Daemon {
         let names = Arc::new(Names::new(&config.resolver)?);
         let mut knowledge = Knowledge::default();
         let (binds, opened, next_bind) =
-            open_binds(&config, &[], workers, 1).map_err(|error| error.to_string())?;
-        locate(&config, &names, &mut knowledge).await;
+            bind::open_all(&config, &[], workers, 1).map_err(|error| error.to_string())?;
+        resolve::locate(&config, &names, &mut knowledge).await;
         let snapshot = Arc::new(assemble(&config, &mut knowledge, &binds, workers, 1, config.log.sessions));
         let started = start(StartRequest {
             kind: config.engine,
@@ -422,10 +418,10 @@ impl Daemon {
         };
         let mut config = config::load(file).map_err(|errors| errors.to_string())?;
         self.settings.overrides.apply(&mut config);
-        let (binds, opened, next_bind) = open_binds(&config, &self.binds, self.workers, self.next_bind)
+        let (binds, opened, next_bind) = bind::open_all(&config, &self.binds, self.workers, self.next_bind)
             .map_err(|error| format!("{error}\n"))?;
         self.forget_addresses(&config);
-        locate(&config, &self.names, &mut self.knowledge).await;
+        resolve::locate(&config, &self.names, &mut self.knowledge).await;
         let later = self.needs_restart(&config);
         self.retire_listeners(&config);
         let before = std::mem::replace(&mut self.binds, binds);
@@ -546,70 +542,6 @@ impl Daemon {
             );
         }
     }
-}
-
-/// Opens what the configuration names and is not open yet. On an error everything that was opened is closed again.
-fn open_binds(
-    config: &Config,
-    known: &[OpenBind],
-    workers: usize,
-    mut next: u64,
-) -> Result<(Vec<OpenBind>, Vec<Opened>, u64), bind::BindError> {
-    let mut left: Vec<&OpenBind> = known.iter().collect();
-    let wanted: Vec<_> = config
-        .listeners
-        .iter()
-        .flat_map(|listener| listener.binds.iter().map(|address| (&listener.name, address)))
-        .collect();
-    // What a listener has is its own before others may take an address over from it.
-    let mut kept: Vec<Option<OpenBind>> = wanted
-        .iter()
-        .map(|(listener, address)| {
-            let at = left.iter().position(|bind| bind.listener == **listener && bind.is_at(address))?;
-            Some(left.remove(at).clone())
-        })
-        .collect();
-    let (mut binds, mut opened) = (Vec::new(), Vec::new());
-    for ((listener, address), kept) in wanted.into_iter().zip(&mut kept) {
-        let taken_over = || {
-            let at = left.iter().position(|bind| address.port() != Some(0) && bind.is_at(address))?;
-            Some(left.remove(at).clone())
-        };
-        if let Some(bind) = kept.take().or_else(taken_over) {
-            binds.push(OpenBind { listener: Arc::clone(listener), configured: address.clone(), ..bind });
-            continue;
-        }
-        let (bind, sockets) = bind::open(BindId(next), listener, address, workers)?;
-        next += 1;
-        binds.push(bind);
-        opened.push(sockets);
-    }
-    Ok((binds, opened, next))
-}
-
-/// Asks for the addresses of upstreams that are names and not known yet, all at once.
-async fn locate(config: &Config, names: &Arc<Names>, knowledge: &mut Knowledge) {
-    let mut questions = tokio::task::JoinSet::new();
-    for target in &config.targets {
-        let TargetKind::Upstream(upstream) = &target.kind else { continue };
-        let Endpoint::Name(host, port) = &upstream.endpoint else { continue };
-        let (names, host, port) = (Arc::clone(names), host.clone(), *port);
-        let target = Arc::clone(&target.name);
-        questions.spawn(async move {
-            let found = names.lookup(&host).await.ok()?;
-            let addresses = found.addresses.iter().map(|ip| std::net::SocketAddr::new(*ip, port)).collect();
-            Some(Located { target, addresses })
-        });
-    }
-    let all = async {
-        while let Some(answer) = questions.join_next().await {
-            if let Ok(Some(located)) = answer {
-                knowledge.addresses.insert(located.target, located.addresses);
-            }
-        }
-    };
-    // What comes too late is asked for again by the watches.
-    let _ = timeout(FIRST_LOOKUP, all).await;
 }
 
 fn remove_socket_file(bind: &OpenBind) {

@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::model::ResolverSettings;
+use crate::assemble::Knowledge;
+use crate::model::{Config, Endpoint, ResolverSettings, TargetKind};
 
 /// Questions in flight; a flood of names must not grow memory without bound.
 const MAX_QUESTIONS: usize = 1024;
@@ -27,6 +28,10 @@ const CACHED_NAMES: u64 = 4096;
 /// An upstream's name is asked for again no sooner and no later than this, whatever its time-to-live.
 const SOONEST: Duration = Duration::from_secs(5);
 const LATEST: Duration = Duration::from_secs(3600);
+
+/// How long the start and a reload wait for the addresses of upstreams that are names. What is not known by then
+/// comes later.
+const FIRST_LOOKUP: Duration = Duration::from_secs(2);
 
 /// Asks name servers. Cloned handles share a cache.
 pub(crate) struct Names {
@@ -181,6 +186,31 @@ impl Watch {
     pub(crate) fn is_same(&self, name: &HostName, port: u16) -> bool {
         self.name.0 == *name && self.name.1 == port
     }
+}
+
+/// Asks for the addresses of upstreams that are names and not known yet, all at once.
+pub(crate) async fn locate(config: &Config, names: &Arc<Names>, knowledge: &mut Knowledge) {
+    let mut questions = tokio::task::JoinSet::new();
+    for target in &config.targets {
+        let TargetKind::Upstream(upstream) = &target.kind else { continue };
+        let Endpoint::Name(host, port) = &upstream.endpoint else { continue };
+        let (names, host, port) = (Arc::clone(names), host.clone(), *port);
+        let target = Arc::clone(&target.name);
+        questions.spawn(async move {
+            let found = names.lookup(&host).await.ok()?;
+            let addresses = found.addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+            Some(Located { target, addresses })
+        });
+    }
+    let all = async {
+        while let Some(answer) = questions.join_next().await {
+            if let Ok(Some(located)) = answer {
+                knowledge.addresses.insert(located.target, located.addresses);
+            }
+        }
+    };
+    // What comes too late is asked for again by the watches.
+    let _ = timeout(FIRST_LOOKUP, all).await;
 }
 
 fn name_server(address: SocketAddr) -> NameServerConfig {

@@ -82,7 +82,8 @@ struct WorkerHandle {
 pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> Result<Handle, StartError> {
     let capabilities = probe()?;
     let cores = worker::allowed_cores();
-    let session_limits = listener::session_limits(options.workers);
+    let session_limit = listener::session_limit(options.workers);
+    let warnings = Arc::default();
     let mut workers = Vec::with_capacity(options.workers);
     for (index, sockets) in (0..options.workers).zip(listener::share(opened, options.workers)) {
         let (inbox, messages) = unbounded();
@@ -91,7 +92,8 @@ pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> 
             worker: WorkerIndex(index),
             core: (cores.len() == options.workers).then(|| cores[index]),
             capabilities,
-            session_limit: session_limits,
+            session_limit,
+            warnings: Arc::clone(&warnings),
             resolver: Arc::clone(&options.resolver),
             inbox: inbox.clone(),
         };

@@ -7,7 +7,8 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant as Clock};
 
 use ringweir_flow::record::ClientAddr;
 use ringweir_flow::session::Session;
@@ -50,7 +51,23 @@ pub(crate) struct Listeners {
     paused_until: Option<Instant>,
     /// How often there was none since the last warning.
     failures: u64,
-    warned_at: Option<Instant>,
+    warnings: Arc<WarningGate>,
+}
+
+/// When any worker warned last: a machine without descriptors is one piece of news, not one for each core.
+#[derive(Debug, Default)]
+pub(crate) struct WarningGate(Mutex<Option<Clock>>);
+
+impl WarningGate {
+    /// Whether a warning may be written now.
+    fn pass(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = last.is_none_or(|last| last.elapsed() >= WARNING_INTERVAL);
+        if may {
+            *last = Some(Clock::now());
+        }
+        may
+    }
 }
 
 struct Listener {
@@ -82,20 +99,19 @@ enum Fate {
 }
 
 impl Listeners {
-    pub(crate) fn new(session_limit: usize) -> Listeners {
-        Listeners { slots: Vec::new(), session_limit, paused_until: None, failures: 0, warned_at: None }
+    pub(crate) fn new(session_limit: usize, warnings: Arc<WarningGate>) -> Listeners {
+        Listeners { slots: Vec::new(), session_limit, paused_until: None, failures: 0, warnings }
     }
 
     /// Says at most once a second that accepting is paused, and how often it was.
-    fn warn(&mut self, errno: Errno, now: Instant) {
+    fn warn(&mut self, errno: Errno) {
         self.failures += 1;
-        if self.warned_at.is_none_or(|warned_at| now.since(warned_at) >= WARNING_INTERVAL) {
+        if self.warnings.pass() {
             tracing::warn!(
                 failures = self.failures,
                 error = %errno,
                 "accepting is paused until descriptors or memory come back"
             );
-            self.warned_at = Some(now);
             self.failures = 0;
         }
     }
@@ -157,7 +173,7 @@ impl Worker {
         let until = self.tools.now + PAUSE;
         self.listeners.paused_until = Some(until);
         self.set_timer(until, Timer::Accept);
-        self.listeners.warn(errno, self.tools.now);
+        self.listeners.warn(errno);
     }
 
     /// Arms accepts wherever there is room again, and stops multishots where there is little.
@@ -297,7 +313,7 @@ pub(crate) fn share(opened: Vec<Opened>, workers: usize) -> Vec<Vec<(BindId, Soc
 }
 
 /// How many sessions each worker may have by the limit on descriptors.
-pub(crate) fn session_limits(workers: usize) -> usize {
+pub(crate) fn session_limit(workers: usize) -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let open = std::fs::read_dir("/proc/self/fd").map_or(RESERVED_DESCRIPTORS, Iterator::count);

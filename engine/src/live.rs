@@ -10,6 +10,7 @@ use ringweir_ring::{Chunks, Op, Token};
 use crate::connect::Dials;
 use crate::pump::Pace;
 use crate::sessions::SessionId;
+use crate::timers::TimerId;
 
 /// A session and its sockets.
 pub(crate) struct Live {
@@ -19,8 +20,8 @@ pub(crate) struct Live {
     pub(crate) dials: Dials,
     /// Operations of this session that the ring has not answered yet. Its slot is not given to another before.
     pub(crate) in_flight: u32,
-    /// The earliest timer that is set for it.
-    pub(crate) armed: Option<Instant>,
+    /// The timer that is set for it, and for when.
+    pub(crate) armed: Option<(Instant, TimerId)>,
     pub(crate) closing: Option<Closing>,
 }
 

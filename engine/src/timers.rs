@@ -1,8 +1,8 @@
 //! One timer wheel per worker. Its next deadline is the timeout of the ring's wait.
 //!
-//! Four levels of 64 buckets with a tick of a millisecond reach 4.6 hours; what lies beyond waits in the last
-//! bucket and is put back. Nothing is ever removed: a session that no longer needs a timer lets it fire and looks
-//! at its own deadline, which costs one comparison, where keeping places in buckets would cost every session.
+//! Four levels of 64 buckets with a tick of a millisecond reach 4.6 hours; what lies beyond waits in the last bucket and
+//! is put back. Buckets are lists through one table of nodes, so that a timer is cancelled in constant time and leaves
+//! nothing behind: a session of a millisecond must not cost memory until its timeout of an hour.
 
 use std::time::Duration;
 
@@ -13,54 +13,75 @@ const BUCKET_BITS: u32 = 6;
 const BUCKETS: usize = 1 << BUCKET_BITS;
 const TICK_MICROS: u64 = 1_000;
 
+/// The list of timers whose deadline had passed when they were set, behind those of all buckets.
+const DUE: usize = LEVELS * BUCKETS;
+
+/// No node.
+const NONE: u32 = u32::MAX;
+
+/// Names a timer until it fires or is cancelled; then the name may be another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TimerId(u32);
+
 /// A wheel of timers, each bearing a `K`.
 #[derive(Debug)]
 pub(crate) struct Wheel<K> {
     /// The tick up to which everything has fired.
     tick: u64,
-    levels: [Level<K>; LEVELS],
-    /// Timers whose deadline had passed when they were set.
-    due: Vec<(Instant, K)>,
+    /// By level; bit n: bucket n is not empty.
+    occupied: [u64; LEVELS],
+    /// The first node of each list.
+    heads: [u32; DUE + 1],
+    nodes: Vec<Node<K>>,
+    /// The first unused node.
+    free: u32,
 }
 
 #[derive(Debug)]
-struct Level<K> {
-    /// Bit n: bucket n is not empty.
-    occupied: u64,
-    buckets: [Vec<(Instant, K)>; BUCKETS],
+struct Node<K> {
+    deadline: Instant,
+    key: K,
+    /// The list it is in.
+    list: usize,
+    previous: u32,
+    next: u32,
 }
 
 impl<K: Copy> Wheel<K> {
     pub(crate) fn new(now: Instant) -> Wheel<K> {
-        let level = || Level { occupied: 0, buckets: std::array::from_fn(|_| Vec::new()) };
         Wheel {
             tick: now.as_micros() / TICK_MICROS,
-            levels: std::array::from_fn(|_| level()),
-            due: Vec::new(),
+            occupied: [0; LEVELS],
+            heads: [NONE; DUE + 1],
+            nodes: Vec::new(),
+            free: NONE,
         }
     }
 
     /// Fires at `deadline` or up to a tick later, never before.
-    pub(crate) fn set(&mut self, deadline: Instant, key: K) {
-        let tick = deadline.as_micros().div_ceil(TICK_MICROS);
-        if tick <= self.tick {
-            self.due.push((deadline, key));
-            return;
-        }
-        let distance = tick - self.tick;
-        let level = (0..LEVELS).find(|&level| distance < 1 << (BUCKET_BITS * (level as u32 + 1)));
-        let (level, tick) = match level {
-            Some(level) => (level, tick),
-            None => (LEVELS - 1, self.tick + (1 << (BUCKET_BITS * LEVELS as u32)) - 1),
+    pub(crate) fn set(&mut self, deadline: Instant, key: K) -> TimerId {
+        let node = Node { deadline, key, list: DUE, previous: NONE, next: NONE };
+        let index = if self.free == NONE {
+            self.nodes.push(node);
+            (self.nodes.len() - 1) as u32
+        } else {
+            let index = self.free;
+            self.free = std::mem::replace(&mut self.nodes[index as usize], node).next;
+            index
         };
-        let bucket = bucket_of(tick, level);
-        self.levels[level].buckets[bucket].push((deadline, key));
-        self.levels[level].occupied |= 1 << bucket;
+        self.link(index);
+        TimerId(index)
+    }
+
+    /// Takes a timer back that has neither fired nor been cancelled.
+    pub(crate) fn cancel(&mut self, timer: TimerId) {
+        self.unlink(timer.0);
+        self.nodes[timer.0 as usize].next = std::mem::replace(&mut self.free, timer.0);
     }
 
     /// How long the worker may sleep; `None` when no timer is set.
     pub(crate) fn next_wait(&self, now: Instant) -> Option<Duration> {
-        if !self.due.is_empty() {
+        if self.heads[DUE] != NONE {
             return Some(Duration::ZERO);
         }
         let tick = (0..LEVELS).filter_map(|level| self.next_tick(level)).min()?;
@@ -68,49 +89,85 @@ impl<K: Copy> Wheel<K> {
     }
 
     /// Moves everything whose deadline has come into `fired`.
-    pub(crate) fn expire(&mut self, now: Instant, fired: &mut Vec<(Instant, K)>) {
+    pub(crate) fn expire(&mut self, now: Instant, fired: &mut Vec<K>) {
         let target = now.as_micros() / TICK_MICROS;
-        fired.append(&mut self.due);
+        self.fire(DUE, fired);
         while self.tick < target {
             // Empty stretches are jumped over: the next tick at which any bucket is to be looked at.
             let next = (0..LEVELS).filter_map(|level| self.next_tick(level)).min();
             let Some(next) = next.filter(|next| *next <= target) else {
                 self.tick = target;
-                break;
+                return;
             };
             self.tick = next;
             for level in (1..LEVELS).rev() {
                 if next.trailing_zeros() >= BUCKET_BITS * level as u32 {
-                    self.cascade(level, next, fired);
+                    self.cascade(list_of(next, level));
                 }
             }
-            self.take_bucket(0, bucket_of(next, 0), |deadline, key| fired.push((deadline, key)));
+            self.fire(list_of(next, 0), fired);
+            self.fire(DUE, fired);
         }
-        fired.append(&mut self.due);
     }
 
-    fn cascade(&mut self, level: usize, tick: u64, fired: &mut Vec<(Instant, K)>) {
-        let mut moved = Vec::new();
-        self.take_bucket(level, bucket_of(tick, level), |deadline, key| moved.push((deadline, key)));
-        for (deadline, key) in moved {
-            self.set(deadline, key);
+    /// Puts the timers of a list where they belong by now.
+    fn cascade(&mut self, list: usize) {
+        let mut index = self.heads[list];
+        while index != NONE {
+            let next = self.nodes[index as usize].next;
+            self.unlink(index);
+            self.link(index);
+            index = next;
         }
-        fired.append(&mut self.due);
     }
 
-    fn take_bucket(&mut self, level: usize, bucket: usize, mut each: impl FnMut(Instant, K)) {
-        let level = &mut self.levels[level];
-        if level.occupied & (1 << bucket) != 0 {
-            level.occupied &= !(1 << bucket);
-            for (deadline, key) in level.buckets[bucket].drain(..) {
-                each(deadline, key);
+    fn fire(&mut self, list: usize, fired: &mut Vec<K>) {
+        while self.heads[list] != NONE {
+            let index = self.heads[list];
+            fired.push(self.nodes[index as usize].key);
+            self.cancel(TimerId(index));
+        }
+    }
+
+    fn link(&mut self, index: u32) {
+        let tick = self.nodes[index as usize].deadline.as_micros().div_ceil(TICK_MICROS);
+        let list = match tick.checked_sub(self.tick) {
+            None | Some(0) => DUE,
+            Some(distance) => {
+                let level = (0..LEVELS).find(|&level| distance < 1 << (BUCKET_BITS * (level as u32 + 1)));
+                let farthest = self.tick + (1 << (BUCKET_BITS * LEVELS as u32)) - 1;
+                list_of(tick.min(farthest), level.unwrap_or(LEVELS - 1))
             }
+        };
+        let next = std::mem::replace(&mut self.heads[list], index);
+        let node = &mut self.nodes[index as usize];
+        (node.list, node.previous, node.next) = (list, NONE, next);
+        if next != NONE {
+            self.nodes[next as usize].previous = index;
+        }
+        if list != DUE {
+            self.occupied[list / BUCKETS] |= 1 << (list % BUCKETS);
+        }
+    }
+
+    fn unlink(&mut self, index: u32) {
+        let Node { list, previous, next, .. } = self.nodes[index as usize];
+        if previous == NONE {
+            self.heads[list] = next;
+        } else {
+            self.nodes[previous as usize].next = next;
+        }
+        if next != NONE {
+            self.nodes[next as usize].previous = previous;
+        }
+        if list != DUE && self.heads[list] == NONE {
+            self.occupied[list / BUCKETS] &= !(1 << (list % BUCKETS));
         }
     }
 
     /// The first tick after the present at which a bucket of this level is to be looked at.
     fn next_tick(&self, level: usize) -> Option<u64> {
-        let occupied = self.levels[level].occupied;
+        let occupied = self.occupied[level];
         if occupied == 0 {
             return None;
         }
@@ -122,8 +179,8 @@ impl<K: Copy> Wheel<K> {
     }
 }
 
-fn bucket_of(tick: u64, level: usize) -> usize {
-    (tick >> (BUCKET_BITS * level as u32)) as usize % BUCKETS
+fn list_of(tick: u64, level: usize) -> usize {
+    level * BUCKETS + (tick >> (BUCKET_BITS * level as u32)) as usize % BUCKETS
 }
 
 #[cfg(test)]
@@ -151,7 +208,7 @@ mod tests {
                 let wait = wheel.next_wait(at(now)).expect("timers are left").as_millis() as u64;
                 now += wait.min(step).max(u64::from(wait > 0));
                 wheel.expire(at(now), &mut fired);
-                for (_, deadline) in fired.drain(..) {
+                for deadline in fired.drain(..) {
                     assert!(now >= start + deadline, "{deadline} fired early at {}", now - start);
                     assert!(now - start - deadline <= step, "{deadline} fired late at {}", now - start);
                     seen.push(deadline);
@@ -175,5 +232,22 @@ mod tests {
         assert!(wheel.next_wait(at(0)).expect("set") <= Duration::from_millis(250));
         wheel.expire(at(251), &mut Vec::new());
         assert_eq!(wheel.next_wait(at(251)), None);
+    }
+
+    #[test]
+    fn cancelled_timers_neither_fire_nor_stay() {
+        let mut wheel = Wheel::new(at(0));
+        let mut fired = Vec::new();
+        for round in 0..1_000u64 {
+            let timers: Vec<_> = (0..7).map(|n| wheel.set(at(round + n * n * 97), n)).collect();
+            for timer in [3, 0, 6, 1, 5] {
+                wheel.cancel(timers[timer]);
+            }
+            wheel.cancel(timers[2]);
+            wheel.cancel(timers[4]);
+            wheel.expire(at(round), &mut fired);
+        }
+        assert_eq!((fired.len(), wheel.nodes.len()), (0, 7));
+        assert_eq!(wheel.next_wait(at(1_000)), None);
     }
 }

@@ -17,10 +17,10 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::Socket;
 
 use crate::account::Dying;
-use crate::listener::Listeners;
+use crate::listener::{Listeners, WarningGate};
 use crate::live::{Live, Receiving, side_of, token};
 use crate::sessions::{SessionId, Sessions};
-use crate::timers::Wheel;
+use crate::timers::{TimerId, Wheel};
 use crate::{connect, handshake, pump};
 
 /// What a worker is told from outside.
@@ -39,6 +39,7 @@ pub(crate) struct WorkerOptions {
     pub(crate) capabilities: Capabilities,
     /// How many sessions its share of the descriptors is enough for.
     pub(crate) session_limit: usize,
+    pub(crate) warnings: Arc<WarningGate>,
     pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) inbox: Sender<Message>,
 }
@@ -117,7 +118,7 @@ impl Worker {
             },
             view,
             sessions: Sessions::new(),
-            listeners: Listeners::new(options.session_limit),
+            listeners: Listeners::new(options.session_limit, options.warnings),
             dying: Sessions::new(),
             timers: Wheel::new(now),
             messages,
@@ -147,8 +148,8 @@ impl Worker {
                 self.handle_completion(completion);
             }
             self.timers.expire(self.tools.now, &mut fired);
-            for (deadline, timer) in fired.drain(..) {
-                self.handle_timer(deadline, timer);
+            for timer in fired.drain(..) {
+                self.handle_timer(timer);
             }
             self.feed_starved();
             self.resume_accepting();
@@ -159,7 +160,11 @@ impl Worker {
     }
 
     pub(crate) fn set_timer(&mut self, deadline: Instant, timer: Timer) {
-        self.timers.set(deadline, timer);
+        let _ = self.timers.set(deadline, timer);
+    }
+
+    pub(crate) fn cancel_timer(&mut self, timer: TimerId) {
+        self.timers.cancel(timer);
     }
 
     /// Carries out whatever the session wants now; to be called after everything that is told to it.
@@ -172,11 +177,14 @@ impl Worker {
             }
             return;
         }
+        // A deadline that moves away, as it does with every byte, is looked at again when the timer fires.
         if let Some(deadline) = live.session.poll_timeout()
-            && live.armed.is_none_or(|armed| deadline < armed)
+            && live.armed.is_none_or(|(armed, _)| deadline < armed)
         {
-            live.armed = Some(deadline);
-            self.timers.set(deadline, Timer::Session(id));
+            if let Some((_, timer)) = live.armed {
+                self.timers.cancel(timer);
+            }
+            live.armed = Some((deadline, self.timers.set(deadline, Timer::Session(id))));
         }
     }
 
@@ -238,12 +246,10 @@ impl Worker {
         }
     }
 
-    fn handle_timer(&mut self, deadline: Instant, timer: Timer) {
+    fn handle_timer(&mut self, timer: Timer) {
         match timer {
             Timer::Session(id) => {
-                if let Some(live) = self.sessions.get_mut(id)
-                    && live.armed == Some(deadline)
-                {
+                if let Some(live) = self.sessions.get_mut(id) {
                     live.armed = None;
                     live.session.handle_timeout(self.tools.now);
                     self.drive(id);
@@ -280,7 +286,7 @@ impl Worker {
         }
         let give_up_at = self.tools.now + STOP_LIMIT;
         self.phase = Phase::Stopping { give_up_at };
-        self.timers.set(give_up_at, Timer::Accept);
+        self.set_timer(give_up_at, Timer::Accept);
     }
 
     fn is_done(&self) -> bool {

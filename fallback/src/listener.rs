@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
 use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ringweir_flow::record::ClientAddr;
@@ -224,24 +225,28 @@ impl Acceptor {
     }
 }
 
-/// Says that accepting is paused, at most once a second.
+/// Says that accepting is paused, at most once a second in the whole process: a machine without descriptors is one
+/// piece of news, not one for each worker.
 #[derive(Default)]
 pub(crate) struct Warning {
-    /// Since the last one.
+    /// Of this worker, since its last one.
     failures: Cell<u64>,
-    given_at: Cell<Option<Instant>>,
 }
+
+/// When any worker warned last.
+static GIVEN_AT: Mutex<Option<Instant>> = Mutex::new(None);
 
 impl Warning {
     fn give(&self, error: &io::Error) {
         self.failures.set(self.failures.get() + 1);
-        if self.given_at.get().is_none_or(|given_at| given_at.elapsed() >= WARNING_INTERVAL) {
+        let mut given_at = GIVEN_AT.lock().unwrap_or_else(PoisonError::into_inner);
+        if given_at.is_none_or(|given_at| given_at.elapsed() >= WARNING_INTERVAL) {
+            *given_at = Some(Instant::now());
             tracing::warn!(
                 failures = self.failures.replace(0),
                 %error,
                 "accepting is paused until descriptors or memory come back"
             );
-            self.given_at.set(Some(Instant::now()));
         }
     }
 }
