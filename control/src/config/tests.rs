@@ -328,3 +328,44 @@ fn the_documented_example_is_a_configuration() {
     assert_eq!(config.listeners.len(), 2);
     assert_eq!(check_of(&config, "osaka"), Some("alive"), "handed down through the inner group");
 }
+
+mod garbage {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn no_text_makes_the_reader_panic(text in any::<String>()) {
+            let _ = read(&text);
+        }
+
+        #[test]
+        fn a_damaged_configuration_is_refused_with_a_place_or_sound(
+            cuts in prop::collection::vec((any::<prop::sample::Index>(), "\\PC{0,8}"), 1..6),
+        ) {
+            let (_, rest) = DOCUMENT.split_once("```toml\n").unwrap();
+            let mut text = rest.split_once("```").unwrap().0.to_owned();
+            for (at, insert) in cuts {
+                let mut at = at.index(text.len());
+                while !text.is_char_boundary(at) {
+                    at -= 1;
+                }
+                text.insert_str(at, &insert);
+            }
+            if let Err(ConfigErrors(errors)) = read(&text) {
+                prop_assert!(!errors.is_empty());
+                let lines = text.lines().count().max(1);
+                prop_assert!(errors.iter().all(|error| (1..=lines + 1).contains(&error.place.line)));
+            }
+        }
+
+        #[test]
+        fn addresses_are_read_or_refused(text in "[0-9a-z.:\\[\\]/%-]{0,40}") {
+            let _ = parse_bind(&text);
+            let _ = parse_endpoint(&text);
+        }
+    }
+}

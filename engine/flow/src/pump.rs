@@ -1,6 +1,6 @@
 //! Moves the bytes of an open session, without touching one: decides for each direction what the driver does next.
 //!
-//! Each [`Pump`] alternates between one receive and the sends that deliver it, so a slow sink stops the source by
+//! Each pump alternates between one receive and the sends that deliver it, so a slow sink stops the source by
 //! itself: that is all the back-pressure there is, and a session never holds more than one receive's bytes a
 //! direction. The [`Pumps`] of a session tie the two directions together: half-close, resets, timeouts.
 
