@@ -111,13 +111,13 @@ fn a_flood_of_connects_leaves_nothing_behind(engine: Engine) {
 }
 
 fn ended_sessions_cost_no_memory(engine: Engine) {
-    const SESSIONS: usize = 30_000;
-    const GROWTH_KIB: u64 = 256;
+    const SESSIONS: usize = 12_000;
+    const GROWTH_KIB: u64 = 128;
     let server = Server::echo();
     let daemon = Setup::new(engine).workers(1).start(&to(server.address()));
     let address = daemon.address("in");
     let serve = |sessions: usize| (0..sessions).for_each(|_| assert!(is_served(address)));
-    serve(SESSIONS / 10);
+    serve(SESSIONS / 4);
     let before_kib = own_memory_kib(daemon.pid());
     serve(SESSIONS);
     // Nothing may wait for the end of a timeout, an hour here, to be freed.
