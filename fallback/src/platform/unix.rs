@@ -17,8 +17,9 @@ const RESERVED_DESCRIPTORS: usize = 64;
 
 const DESCRIPTORS_PER_SESSION: usize = 2;
 
-/// Descriptors that a worker opens for itself: the event queue, its duplicate and what wakes it.
-const DESCRIPTORS_PER_WORKER: usize = 3;
+/// Descriptors that a worker opens for itself: the event queue, its duplicate, what wakes it, and two to spare for
+/// clients that were accepted a moment before their predecessors were closed.
+const DESCRIPTORS_PER_WORKER: usize = 5;
 
 pub(crate) fn adopt_local(socket: Socket) -> io::Result<LocalStream> {
     LocalStream::from_std(socket.into())
@@ -100,6 +101,6 @@ pub(crate) fn session_limit(workers: usize) -> usize {
     let open = std::fs::read_dir("/dev/fd").map_or(RESERVED_DESCRIPTORS, Iterator::count);
     let free = limit.saturating_sub(open + workers * DESCRIPTORS_PER_WORKER);
     // Where little is to be had, little is reserved.
-    let reserved = RESERVED_DESCRIPTORS.min(free / 8);
+    let reserved = RESERVED_DESCRIPTORS.min(free / 4);
     ((free - reserved) / DESCRIPTORS_PER_SESSION / workers).max(1)
 }
