@@ -6,7 +6,7 @@
 //! - Bytes arrive in [`Chunks`]: buffers of a pool that all receives share. They are given on to [`Ring::send`], which
 //!   takes them back by itself, or to [`Ring::recycle`].
 //! - A descriptor given to a submission must stay open until the next `wait`: the kernel looks its number up only then.
-//!   [`Ring::close`] closes one at the right time. Closing does not end operations in flight, [`Ring::cancel`] does.
+//!   One of which nothing is in flight may be closed at any time. Closing does not end operations, [`Ring::cancel`] does.
 //!
 //! A turn of a worker:
 //!

@@ -41,8 +41,6 @@ pub struct Ring {
     waker: Waker,
     /// Operations that found the queue full and the kernel unwilling, in order.
     backlog: VecDeque<squeue::Entry>,
-    /// Descriptors to close once no queued operation can name them.
-    closing: Vec<OwnedFd>,
     receive_bundle: bool,
     /// Completions that this turn may still hand out. Those that arrive meanwhile belong to the next, so that the
     /// caller's timers get their turn.
@@ -81,7 +79,6 @@ impl Ring {
             wake_count: Fixed::new(0),
             waker,
             backlog: VecDeque::new(),
-            closing: Vec::new(),
             receive_bundle: config.receive_bundle,
             turn: 0,
             in_flight: 0,
@@ -229,16 +226,6 @@ impl Ring {
         self.submit_cancel(CancelBuilder::user_data(victim));
     }
 
-    /// Closes a descriptor, but not before the operations submitted so far have reached the kernel: until then they
-    /// know it by its number only, which may be another's the next moment. Does not end what is in flight on it.
-    pub fn close(&mut self, fd: OwnedFd) {
-        if self.kernel.queued() == 0 && self.backlog.is_empty() {
-            drop(fd);
-        } else {
-            self.closing.push(fd);
-        }
-    }
-
     /// Gives received buffers back to the pool.
     ///
     /// # Panics
@@ -273,9 +260,6 @@ impl Ring {
                     Some(_) | None => return Err(error),
                 }
             }
-        }
-        if !self.closing.is_empty() && self.kernel.queued() == 0 && self.backlog.is_empty() {
-            self.closing.clear();
         }
         self.turn = self.kernel.ready();
         Ok(())

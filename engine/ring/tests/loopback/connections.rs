@@ -82,16 +82,3 @@ fn one_accept_takes_a_hundred_clients() {
     assert_eq!(accepted, clients);
     assert_eq!(ring.in_flight(), 1, "the accept is still armed");
 }
-
-#[test]
-fn a_descriptor_is_closed_only_once_the_kernel_knows_what_was_asked_of_it() {
-    let mut ring = ring(&small());
-    let (near, mut far) = crate::pair();
-    ring.send_owned(token(Op::Send, 1), near.as_fd(), b"last words".to_vec(), 0);
-    ring.close(near.into());
-    let Completion::Sent { result, .. } = next(&mut ring) else { panic!() };
-    assert_eq!(result, Ok(10));
-    let mut all = Vec::new();
-    std::io::Read::read_to_end(&mut far, &mut all).unwrap();
-    assert_eq!(all, b"last words");
-}
