@@ -29,7 +29,11 @@ impl Driver for Tokio {
 }
 
 fn start_tokio(request: StartRequest) -> Result<Started, String> {
-    let options = ringweir_fallback::Options { workers: request.workers, resolver: request.resolver };
+    let options = ringweir_fallback::Options {
+        workers: request.workers,
+        pipes: request.pipes,
+        resolver: request.resolver,
+    };
     let handle = ringweir_fallback::start(options, request.snapshot, request.opened)
         .map_err(|error| format!("the tokio engine does not start: {error}"))?;
     tracing::info!(workers = request.workers, "engine: tokio");
@@ -81,7 +85,11 @@ mod engines {
     }
 
     fn start_io_uring(request: StartRequest) -> Result<Started, String> {
-        let options = ringweir_engine::Options { workers: request.workers, resolver: request.resolver };
+        let options = ringweir_engine::Options {
+            workers: request.workers,
+            pipes: request.pipes,
+            resolver: request.resolver,
+        };
         let handle = ringweir_engine::start(options, request.snapshot, request.opened)
             .map_err(|error| format!("the io_uring engine does not start: {error}"))?;
         tracing::info!(workers = request.workers, "engine: io-uring");

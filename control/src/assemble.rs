@@ -81,7 +81,14 @@ pub(crate) fn assemble(
             ),
         })
         .collect();
-    Snapshot { generation, binds: open_binds(config, binds), listeners, targets, log_sessions }
+    Snapshot {
+        generation,
+        binds: open_binds(config, binds),
+        listeners,
+        targets,
+        log_sessions,
+        splicing: config.engine.splicing,
+    }
 }
 
 /// The binds stand in the order of the listeners and their addresses.

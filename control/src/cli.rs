@@ -194,14 +194,14 @@ impl Overrides {
     /// Puts what was said in place of what the file says.
     pub(crate) fn apply(&self, config: &mut Config) {
         if let Some(engine) = self.engine {
-            config.engine = match engine {
+            config.engine.kind = match engine {
                 EngineArgument::Auto => EngineKind::Auto,
                 EngineArgument::IoUring => EngineKind::IoUring,
                 EngineArgument::Tokio => EngineKind::Tokio,
             };
         }
         if let Some(workers) = self.workers {
-            config.workers = Workers::Count(workers);
+            config.engine.workers = Workers::Count(workers);
         }
         if let Some(format) = self.log_format {
             config.log.format = match format {

@@ -46,6 +46,8 @@ pub struct StartRequest {
     pub kind: EngineKind,
     /// How many workers.
     pub workers: usize,
+    /// How many pipes there may be to splice streams through; `None` for what the system's limits are good for.
+    pub pipes: Option<usize>,
     /// Resolves names for `direct`.
     pub resolver: Arc<dyn Resolver>,
     /// The first snapshot.
@@ -193,7 +195,7 @@ impl Daemon {
         locations: mpsc::Sender<Located>,
         start: impl FnOnce(StartRequest) -> Result<Started, String>,
     ) -> Result<Daemon, String> {
-        let workers = config.workers.count();
+        let workers = config.engine.workers.count();
         let names = Arc::new(Names::new(&config.resolver)?);
         let mut knowledge = Knowledge::default();
         let (binds, opened, next_bind) =
@@ -201,8 +203,9 @@ impl Daemon {
         resolve::locate(&config, &names, &mut knowledge).await;
         let snapshot = Arc::new(assemble(&config, &mut knowledge, &binds, workers, 1, config.log.sessions));
         let started = start(StartRequest {
-            kind: config.engine,
+            kind: config.engine.kind,
             workers,
+            pipes: config.engine.pipes,
             resolver: Arc::new(NamePort(Arc::clone(&names))),
             snapshot: Arc::clone(&snapshot),
             opened,
@@ -464,11 +467,14 @@ impl Daemon {
     fn needs_restart(&self, new: &Config) -> Vec<&'static str> {
         let old = &self.config;
         let mut later = Vec::new();
-        if new.engine != old.engine {
+        if new.engine.kind != old.engine.kind {
             later.push("engine.kind");
         }
-        if new.workers.count() != self.workers {
+        if new.engine.workers.count() != self.workers {
             later.push("engine.workers");
+        }
+        if new.engine.pipes != old.engine.pipes {
+            later.push("engine.pipes");
         }
         if new.admin.listen != old.admin.listen
             || new.admin.metrics != old.admin.metrics

@@ -24,6 +24,12 @@ pub const METRICS: &[(&str, &str)] = &[
     ("sessions_accepted", "Sessions accepted"),
     ("sessions_closed", "Sessions ended, by reason"),
     ("listener_bytes", "Bytes moved for the clients of a listener, by direction"),
+    ("listener_spliced_bytes", "What of them went through pipes, without being copied, by direction"),
+    (
+        "pipe_switches",
+        "Directions of sessions that changed to a pipe or back to buffers, by what they changed to",
+    ),
+    ("pipe_refusals", "Receives that were copied because no pipe was to be had, by reason"),
     ("target_up", "1 when new sessions may go to the target, 0 when it is down or drained"),
     ("target_active", "Sessions and attempts that hold the target now"),
     ("target_attempts", "Attempts to reach the target"),
@@ -62,6 +68,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Encoded {
         self.daemon(&mut encoder)?;
         self.listeners(&mut encoder)?;
+        self.pipes(&mut encoder)?;
         self.targets(&mut encoder)
     }
 }
@@ -113,6 +120,37 @@ impl Scrape {
             })
             .collect();
         counters(encoder, "listener_bytes", bytes.iter().map(|(labels, count)| (&labels[..], *count)))
+    }
+
+    fn pipes(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
+        let listeners = &self.status.listeners;
+        let bytes: Vec<_> = listeners
+            .iter()
+            .flat_map(|one| {
+                [("up", one.pipes.bytes_up), ("down", one.pipes.bytes_down)]
+                    .map(|(direction, count)| ([("listener", &*one.name), ("direction", direction)], count))
+            })
+            .collect();
+        let bytes = bytes.iter().map(|(labels, count)| (&labels[..], *count));
+        counters(encoder, "listener_spliced_bytes", bytes)?;
+        let switches: Vec<_> = listeners
+            .iter()
+            .flat_map(|one| {
+                [("pipe", one.pipes.to_pipe), ("buffer", one.pipes.to_buffer)]
+                    .map(|(to, count)| ([("listener", &*one.name), ("to", to)], count))
+            })
+            .collect();
+        counters(encoder, "pipe_switches", switches.iter().map(|(labels, count)| (&labels[..], *count)))?;
+        let refused: Vec<_> = listeners
+            .iter()
+            .flat_map(|one| {
+                one.pipes
+                    .refused
+                    .iter()
+                    .map(|(reason, count)| ([("listener", &*one.name), ("reason", reason.as_str())], *count))
+            })
+            .collect();
+        counters(encoder, "pipe_refusals", refused.iter().map(|(labels, count)| (&labels[..], *count)))
     }
 
     fn targets(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {

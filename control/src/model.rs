@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::snapshot::{Group, Protocol, TargetIndex, Timeouts};
 use ringweir_flow::users::Users;
+use ringweir_flow::way::Splicing;
 use ringweir_flow::wire::HostName;
 use zeroize::Zeroizing;
 
@@ -20,10 +21,8 @@ pub const MAX_WORKERS: usize = 1024;
 /// Everything that is configured.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Which engine runs the sessions.
-    pub engine: EngineKind,
-    /// How many workers.
-    pub workers: Workers,
+    /// What runs the sessions.
+    pub engine: Engine,
     /// The admin endpoint.
     pub admin: Admin,
     /// The log.
@@ -37,6 +36,22 @@ pub struct Config {
     /// The targets, as written; [`TargetIndex`] points here and at the same place in the snapshot.
     pub targets: Vec<Target>,
 }
+
+/// What runs the sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Engine {
+    /// Which engine.
+    pub kind: EngineKind,
+    /// How many workers.
+    pub workers: Workers,
+    /// When streams go through pipes.
+    pub splicing: Splicing,
+    /// How many pipes there may be, 0 to [`MAX_PIPES`]; `None` for what the system's limits are good for.
+    pub pipes: Option<usize>,
+}
+
+/// The most pipes that may be configured.
+pub const MAX_PIPES: usize = 4096;
 
 /// Which engine runs the sessions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use ringweir_flow::account::{ListenerCell, TargetCell};
+use ringweir_flow::account::{ListenerCell, ListenerCounters, TargetCell};
 use ringweir_flow::close::{CloseReason, ConnectError};
 use ringweir_flow::snapshot::{Policy, Protocol, Snapshot, TargetKind, Upstream};
+use ringweir_flow::way::Refusal;
 use serde::{Deserialize, Serialize};
 
 /// The daemon at one moment.
@@ -49,6 +50,23 @@ pub(crate) struct ListenerStatus {
     /// Bytes from clients.
     pub(crate) bytes_up: u64,
     /// Bytes to clients.
+    pub(crate) bytes_down: u64,
+    /// What of them was spliced through pipes.
+    pub(crate) pipes: PipeStatus,
+}
+
+/// What a listener's sessions had of pipes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PipeStatus {
+    /// Directions of sessions that began to stream through a pipe.
+    pub(crate) to_pipe: u64,
+    /// Directions that went back to buffers because they calmed down.
+    pub(crate) to_buffer: u64,
+    /// Receives that were copied because no pipe was to be had, by reason; reasons that never occurred are left out.
+    pub(crate) refused: BTreeMap<String, u64>,
+    /// Bytes from clients that were spliced.
+    pub(crate) bytes_up: u64,
+    /// Bytes to clients that were spliced.
     pub(crate) bytes_down: u64,
 }
 
@@ -102,8 +120,9 @@ pub(crate) struct CheckStatus {
 
 /// The listeners of a snapshot with the sums of their counters.
 pub(crate) fn listeners(snapshot: &Snapshot) -> Vec<ListenerStatus> {
-    let sum = |counters: &ringweir_flow::account::ListenerCounters,
-               pick: fn(&ListenerCell) -> &ringweir_flow::account::Counter| counters.sum(pick);
+    let sum = |counters: &ListenerCounters, pick: fn(&ListenerCell) -> &ringweir_flow::account::Counter| {
+        counters.sum(pick)
+    };
     (0u32..)
         .zip(&snapshot.listeners)
         .map(|(index, listener)| {
@@ -127,9 +146,27 @@ pub(crate) fn listeners(snapshot: &Snapshot) -> Vec<ListenerStatus> {
                     .collect(),
                 bytes_up: sum(counters, |cell| &cell.bytes_up),
                 bytes_down: sum(counters, |cell| &cell.bytes_down),
+                pipes: pipes(counters),
             }
         })
         .collect()
+}
+
+fn pipes(counters: &ListenerCounters) -> PipeStatus {
+    PipeStatus {
+        to_pipe: counters.sum(|cell| &cell.ways.to_pipe),
+        to_buffer: counters.sum(|cell| &cell.ways.to_buffer),
+        refused: Refusal::ALL
+            .iter()
+            .map(|refusal| {
+                let count = counters.sum(|cell| &cell.ways.refused[refusal.index()]);
+                (refusal.as_str().to_owned(), count)
+            })
+            .filter(|(_, count)| *count > 0)
+            .collect(),
+        bytes_up: counters.sum(|cell| &cell.ways.piped_up),
+        bytes_down: counters.sum(|cell| &cell.ways.piped_down),
+    }
 }
 
 /// The targets of a snapshot with the sums of their counters.
@@ -220,8 +257,9 @@ impl Status {
             humantime::format_duration(std::time::Duration::from_secs(self.uptime_seconds)),
             self.generation,
         );
-        let mut rows =
-            vec![header(["LISTENER", "ADDRESS", "PROTOCOL", "TARGET", "ACTIVE", "ACCEPTED", "UP", "DOWN"])];
+        let mut rows = vec![header([
+            "LISTENER", "ADDRESS", "PROTOCOL", "TARGET", "ACTIVE", "ACCEPTED", "UP", "DOWN", "SPLICED",
+        ])];
         rows.extend(self.listeners.iter().map(|listener| {
             vec![
                 listener.name.clone(),
@@ -232,6 +270,7 @@ impl Status {
                 listener.accepted.to_string(),
                 bytes(listener.bytes_up),
                 bytes(listener.bytes_down),
+                listener.pipes.summary(listener.bytes_up + listener.bytes_down),
             ]
         }));
         align(&rows, &mut text);
@@ -240,6 +279,18 @@ impl Status {
             vec![header(["TARGET", "KIND", "HEALTH", "ACTIVE", "SESSIONS", "FAILED", "UP", "DOWN", "WHAT"])];
         rows.extend(self.targets.iter().map(TargetStatus::row));
         align(&rows, &mut text);
+        text
+    }
+}
+
+impl PipeStatus {
+    /// The share that was spliced, and what was refused.
+    fn summary(&self, of_bytes: u64) -> String {
+        let spliced = (self.bytes_up + self.bytes_down) as f64 / of_bytes.max(1) as f64;
+        let mut text = format!("{:.0}%", spliced.min(1.0) * 100.0);
+        for (reason, count) in &self.refused {
+            let _ = write!(text, ", {count} refused ({reason})");
+        }
         text
     }
 }

@@ -142,8 +142,11 @@ impl Dials {
     }
 }
 
+/// Splicing needs O_NONBLOCK; the ring waits all the same.
+const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
+
 fn open(address: &UpstreamAddr) -> Result<(OwnedFd, SocketAddrAny, Transport), Errno> {
-    let stream = |family| socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    let stream = |family| socket_with(family, SocketType::STREAM, FLAGS, None);
     match address {
         UpstreamAddr::Tcp(address) => {
             let family = match address {

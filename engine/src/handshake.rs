@@ -2,6 +2,7 @@
 
 use ringweir_flow::pump::{Direction, Side, Step};
 use ringweir_flow::session::Command;
+use ringweir_flow::way::Way;
 use rustix::net::{Shutdown, shutdown};
 
 use crate::connect;
@@ -62,7 +63,7 @@ fn carry_out(command: Command, live: &mut Live, id: SessionId, tools: &mut Tools
             // A receive from the client that is under way becomes the pump's first.
             if live.client.receiving != Receiving::Idle {
                 let step = live.session.poll_step(Direction::Up);
-                debug_assert_eq!(step, Some(Step::Receive));
+                debug_assert_eq!(step, Some(Step::Receive(Way::Buffer)));
             }
         }
         Command::Close(closing) => {

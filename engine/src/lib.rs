@@ -14,6 +14,7 @@ mod listener;
 mod live;
 mod pump;
 mod sessions;
+mod splice;
 mod timers;
 mod worker;
 
@@ -24,6 +25,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::Resolver;
 use ringweir_flow::snapshot::{BindId, Snapshot, WorkerIndex};
+use ringweir_pipe::Budget;
 use ringweir_ring::{Capabilities, Ring, SetupError, Waker};
 use socket2::Socket;
 
@@ -36,6 +38,9 @@ pub type Opened = (BindId, Vec<Socket>);
 pub struct Options {
     /// How many workers, at least 1. They are pinned to cores when there are as many as cores.
     pub workers: usize,
+    /// How many pipes there may be to splice streams through, each of two descriptors; `None` for what the system's
+    /// limits are good for ([`Budget::of_this_system`]).
+    pub pipes: Option<usize>,
     /// Resolves the names that clients ask for.
     pub resolver: Arc<dyn Resolver>,
 }
@@ -82,7 +87,8 @@ struct WorkerHandle {
 pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> Result<Handle, StartError> {
     let capabilities = probe()?;
     let cores = worker::allowed_cores();
-    let session_limit = listener::session_limit(options.workers);
+    let pipes = Arc::new(options.pipes.map_or_else(Budget::of_this_system, Budget::new));
+    let session_limit = listener::session_limit(options.workers, pipes.pipes());
     let warnings = Arc::default();
     let mut workers = Vec::with_capacity(options.workers);
     for (index, sockets) in (0..options.workers).zip(listener::share(opened, options.workers)) {
@@ -93,6 +99,7 @@ pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> 
             core: (cores.len() == options.workers).then(|| cores[index]),
             capabilities,
             session_limit,
+            pipes: Arc::clone(&pipes),
             warnings: Arc::clone(&warnings),
             resolver: Arc::clone(&options.resolver),
             inbox: inbox.clone(),

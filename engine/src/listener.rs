@@ -39,6 +39,8 @@ const RESERVED_DESCRIPTORS: usize = 64;
 
 const DESCRIPTORS_PER_SESSION: usize = 2;
 
+const DESCRIPTORS_PER_PIPE: usize = 2;
+
 /// Descriptors that a worker opens for itself: ring, eventfd, and one to spare.
 const DESCRIPTORS_PER_WORKER: usize = 3;
 
@@ -250,7 +252,7 @@ impl Worker {
         let is_nonblocking = listener.socket.set_nonblocking(true).is_ok();
         while is_nonblocking
             && let Some(listener) = &self.listeners.slots[slot]
-            && let Ok(socket) = accept_with(&listener.socket, SocketFlags::CLOEXEC)
+            && let Ok(socket) = accept_with(&listener.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
         {
             self.start_session(slot, socket);
         }
@@ -313,11 +315,13 @@ pub(crate) fn share(opened: Vec<Opened>, workers: usize) -> Vec<Vec<(BindId, Soc
 }
 
 /// How many sessions each worker may have by the limit on descriptors.
-pub(crate) fn session_limit(workers: usize) -> usize {
+pub(crate) fn session_limit(workers: usize, pipes: usize) -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let open = std::fs::read_dir("/proc/self/fd").map_or(RESERVED_DESCRIPTORS, Iterator::count);
     let free = limit.saturating_sub(open + workers * DESCRIPTORS_PER_WORKER);
+    // Where little is to be had, pipes come second: a stream without one is copied.
+    let free = free - (pipes * DESCRIPTORS_PER_PIPE).min(free / 8);
     // Where little is to be had, little is reserved.
     let reserved = RESERVED_DESCRIPTORS.min(free / 8);
     ((free - reserved) / DESCRIPTORS_PER_SESSION / workers).max(1)

@@ -5,12 +5,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use ringweir_flow::pump::{Closing, Side};
 use ringweir_flow::session::Session;
 use ringweir_flow::time::Instant;
+use ringweir_pipe::Pipe;
 use ringweir_ring::{Chunks, Op, Token};
 
 use crate::connect::Dials;
 use crate::pump::Pace;
 use crate::sessions::SessionId;
 use crate::timers::TimerId;
+use crate::worker::Tools;
 
 /// A session and its sockets.
 pub(crate) struct Live {
@@ -32,7 +34,7 @@ pub(crate) struct Stream {
     pub(crate) receiving: Receiving,
     pub(crate) pace: Pace,
     /// Received from here and not yet sent to the other side.
-    pub(crate) held: Option<Chunks>,
+    pub(crate) held: Held,
     pub(crate) sending: Sending,
     /// What the session commanded to be sent here and is not yet under way.
     pub(crate) outbox: Vec<u8>,
@@ -49,8 +51,19 @@ pub(crate) enum Transport {
 pub(crate) enum Receiving {
     Idle,
     InFlight,
+    /// Polled for; then up to `max_bytes` go into a pipe.
+    Awaited {
+        max_bytes: u64,
+    },
     /// The pool had no buffer; waits in the worker's queue for one.
     Starved,
+}
+
+/// What was received and is not sent yet.
+pub(crate) enum Held {
+    Nothing,
+    Chunks(Chunks),
+    Pipe(Pipe),
 }
 
 /// What is being sent to a socket.
@@ -61,6 +74,8 @@ pub(crate) enum Sending {
     Outbox,
     /// Bytes of the other side.
     Pumped,
+    /// Bytes of the other side wait in a pipe until the socket is polled to have room.
+    Blocked,
 }
 
 /// What is to be done once the outbox is empty.
@@ -99,7 +114,7 @@ impl Stream {
             receiving: Receiving::Idle,
             // Whoever connects is about to speak, or so is whoever was connected to.
             pace: Pace::Pressing,
-            held: None,
+            held: Held::Nothing,
             sending: Sending::Nothing,
             outbox: Vec::new(),
             after_outbox: AfterOutbox::Nothing,
@@ -109,6 +124,15 @@ impl Stream {
     /// Whether nothing that the session commanded to be sent is unsent.
     pub(crate) fn is_flushed(&self) -> bool {
         self.outbox.is_empty() && self.sending != Sending::Outbox
+    }
+
+    /// What was received and is not to be forwarded, or is forwarded in full, goes back to where it came from.
+    pub(crate) fn drop_held(&mut self, tools: &mut Tools) {
+        match std::mem::replace(&mut self.held, Held::Nothing) {
+            Held::Nothing => {}
+            Held::Chunks(chunks) => tools.ring.recycle(chunks),
+            Held::Pipe(pipe) => tools.pipes.give_back(pipe),
+        }
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {

@@ -1,12 +1,14 @@
 //! Moves the bytes of open sessions: one-shot receives into buffers of the shared pool, and sends that give them
-//! back. A session that waits holds no buffer.
+//! back; for streams, the pipes of `splice.rs`. A session that waits holds neither.
 
 use ringweir_flow::pump::{Direction, Side, Step};
+use ringweir_flow::way::Way;
 use ringweir_ring::{Chunks, Errno, Op, Unsent};
 use rustix::net::{Shutdown, shutdown};
 
-use crate::live::{Live, Receiving, Sending, token};
+use crate::live::{Held, Live, Receiving, Sending, token};
 use crate::sessions::SessionId;
+use crate::splice;
 use crate::worker::Tools;
 
 /// What one receive of a streaming source takes at most, and so what a stalled reader costs at most. Measured with 4
@@ -46,9 +48,12 @@ pub(crate) fn drive(live: &mut Live, id: SessionId, tools: &mut Tools) {
             && let Some(step) = live.session.poll_step(direction)
         {
             match step {
-                Step::Receive => {
+                Step::Receive(Way::Buffer) => {
                     drop_held(live, direction.source(), tools);
                     receive(live, id, direction.source(), tools);
+                }
+                Step::Receive(Way::Pipe { max_bytes }) => {
+                    splice::await_source(live, id, direction, max_bytes, tools);
                 }
                 Step::Send(bytes) => send(live, id, direction, bytes, tools),
                 Step::ShutDown => {
@@ -107,7 +112,7 @@ pub(crate) fn handle_received(
             } else {
                 let bytes = chunks.len();
                 stream.pace = Pace::after(bytes, pending);
-                stream.held = Some(chunks);
+                stream.held = Held::Chunks(chunks);
                 live.session.handle_received(direction, bytes, tools.now);
             }
         }
@@ -160,8 +165,14 @@ pub(crate) fn handle_sent(
 }
 
 fn send(live: &mut Live, id: SessionId, direction: Direction, bytes: usize, tools: &mut Tools) {
-    let Some(chunks) = live.stream(direction.source()).and_then(|source| source.held.take()) else {
-        unreachable!("a send follows what was received")
+    let Some(source) = live.stream(direction.source()) else { return };
+    let chunks = match std::mem::replace(&mut source.held, Held::Nothing) {
+        Held::Chunks(chunks) => chunks,
+        Held::Pipe(pipe) => {
+            source.held = Held::Pipe(pipe);
+            return splice::drain(live, id, direction, bytes, tools);
+        }
+        Held::Nothing => unreachable!("a send follows what was received"),
     };
     let Some(sink) = live.stream(direction.sink()) else { return };
     if chunks.len() > bytes {
@@ -185,7 +196,7 @@ fn is_flushed(live: &mut Live, side: Side) -> bool {
 
 /// What was received and is not to be forwarded goes back to the pool.
 pub(crate) fn drop_held(live: &mut Live, side: Side, tools: &mut Tools) {
-    if let Some(chunks) = live.stream(side).and_then(|stream| stream.held.take()) {
-        tools.ring.recycle(chunks);
+    if let Some(stream) = live.stream(side) {
+        stream.drop_held(tools);
     }
 }

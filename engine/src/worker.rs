@@ -12,16 +12,17 @@ use ringweir_flow::resolve::{Resolved, Resolver};
 use ringweir_flow::snapshot::{BindId, Snapshot, WorkerIndex};
 use ringweir_flow::time::Instant;
 use ringweir_flow::view::View;
+use ringweir_pipe::{Budget, Pool};
 use ringweir_ring::{Capabilities, Completion, Errno, Op, Ring, RingConfig, SetupError, Waker};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::Socket;
 
 use crate::account::Dying;
 use crate::listener::{Listeners, WarningGate};
-use crate::live::{Live, Receiving, side_of, token};
+use crate::live::{Live, Receiving, Sending, side_of, token};
 use crate::sessions::{SessionId, Sessions};
 use crate::timers::{TimerId, Wheel};
-use crate::{connect, handshake, pump};
+use crate::{connect, handshake, pump, splice};
 
 /// What a worker is told from outside.
 pub(crate) enum Message {
@@ -39,6 +40,7 @@ pub(crate) struct WorkerOptions {
     pub(crate) capabilities: Capabilities,
     /// How many sessions its share of the descriptors is enough for.
     pub(crate) session_limit: usize,
+    pub(crate) pipes: Arc<Budget>,
     pub(crate) warnings: Arc<WarningGate>,
     pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) inbox: Sender<Message>,
@@ -58,6 +60,7 @@ pub(crate) struct Worker {
 /// What the stages of a session need of their worker.
 pub(crate) struct Tools {
     pub(crate) ring: Ring,
+    pub(crate) pipes: Pool,
     /// The moment of this turn.
     pub(crate) now: Instant,
     /// Receives that found the pool empty, in the order in which they will get buffers.
@@ -109,6 +112,7 @@ impl Worker {
         let mut worker = Worker {
             tools: Tools {
                 ring,
+                pipes: Pool::new(options.pipes),
                 now,
                 starved: VecDeque::new(),
                 exhausted: None,
@@ -219,7 +223,8 @@ impl Worker {
             Completion::Connected { result, .. } => {
                 connect::handle_connected(live, lane, result, &mut self.tools);
             }
-            Completion::Polled { .. } | Completion::Accepted { .. } | Completion::Woken => {
+            Completion::Polled { .. } => splice::handle_polled(live, id, lane, &mut self.tools),
+            Completion::Accepted { .. } | Completion::Woken => {
                 unreachable!("not an operation of a session")
             }
         }
@@ -304,13 +309,14 @@ pub(crate) fn cancel_all(live: &mut Live, id: SessionId, tools: &mut Tools) {
         if stream.receiving == Receiving::InFlight {
             tools.ring.cancel(token(Op::Receive, side, id));
         }
-        stream.receiving = match stream.receiving {
-            Receiving::Starved => Receiving::Idle,
-            Receiving::Idle | Receiving::InFlight => stream.receiving,
-        };
-        if stream.sending != crate::live::Sending::Nothing {
-            tools.ring.cancel(token(Op::Send, side, id));
+        if stream.receiving == Receiving::Starved {
+            stream.receiving = Receiving::Idle;
         }
+        match stream.sending {
+            Sending::Outbox | Sending::Pumped => tools.ring.cancel(token(Op::Send, side, id)),
+            Sending::Nothing | Sending::Blocked => {}
+        }
+        splice::cancel(live, id, side, tools);
     }
     connect::cancel_all(live, id, tools);
 }

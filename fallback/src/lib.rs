@@ -47,6 +47,9 @@ pub type Opened = (BindId, Vec<Socket>);
 pub struct Options {
     /// How many workers, at least 1.
     pub workers: usize,
+    /// How many pipes there may be to splice streams through, each of two descriptors (Linux only); `None` for what the
+    /// system's limits are good for.
+    pub pipes: Option<usize>,
     /// Resolves the names that clients ask for.
     pub resolver: Arc<dyn Resolver>,
 }

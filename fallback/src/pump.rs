@@ -4,6 +4,7 @@
 use std::task::{Context, Poll};
 
 use ringweir_flow::pump::{Direction, Step};
+use ringweir_flow::way::{Refusal, Way};
 
 use crate::buffers::{Buffer, Size};
 use crate::live::{Live, Turn};
@@ -82,7 +83,11 @@ enum Pass {
 fn begin(live: &mut Live, direction: Direction) -> Pass {
     match live.session.poll_step(direction) {
         None => Pass::Blocked,
-        Some(Step::Receive) => {
+        Some(Step::Receive(Way::Pipe { .. })) => {
+            live.session.handle_pipe_refused(direction, Refusal::Unsupported);
+            Pass::Begun
+        }
+        Some(Step::Receive(Way::Buffer)) => {
             // What is left is not to be forwarded.
             live.drop_held(direction);
             live.lane(direction).job = Job::Receiving;

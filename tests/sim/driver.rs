@@ -15,6 +15,7 @@ use ringweir_flow::session::{Command, Session};
 use ringweir_flow::snapshot::ListenerIndex;
 use ringweir_flow::time::Instant;
 use ringweir_flow::view::View;
+use ringweir_flow::way::{Refusal, Way};
 
 use crate::client::Script;
 use crate::faults::Fault;
@@ -97,6 +98,8 @@ pub(crate) struct Driver {
     held: [Vec<u8>; 2],
     sending: [Sending; 2],
     receiving: [Receiving; 2],
+    /// How the last receive from a side was to be done.
+    ways: [Way; 2],
     /// By the side that a direction leads to.
     course: [Course; 2],
     shuts_down_client: bool,
@@ -137,6 +140,7 @@ impl Driver {
             held: [Vec::new(), Vec::new()],
             sending: [Sending::Nothing; 2],
             receiving: [Receiving::Idle; 2],
+            ways: [Way::Buffer; 2],
             course: [Course::Running; 2],
             shuts_down_client: false,
             closing: None,
@@ -416,7 +420,7 @@ impl Driver {
         if self.receiving[index(Side::Client)] == Receiving::InFlight {
             let step = self.session.poll_step(Direction::Up);
             hold!(
-                step == Some(Step::Receive),
+                step == Some(Step::Receive(Way::Buffer)),
                 "a receive is under way, and the pump's first step is {step:?}"
             );
         }
@@ -434,8 +438,13 @@ impl Driver {
                 && let Some(step) = self.session.poll_step(direction)
             {
                 match step {
-                    Step::Receive => {
+                    Step::Receive(way) => {
                         hold!(self.receiving[source] == Receiving::Idle, "two receives at a time");
+                        self.ways[source] = way;
+                        if let Some(refusal) = draw_refusal(way, tools) {
+                            self.session.handle_pipe_refused(direction, refusal);
+                            continue;
+                        }
                         self.receiving[source] = Receiving::InFlight;
                         if !self.held[sink].is_empty() && tools.strikes(Fault::SendSurplus) {
                             self.outbox[sink].append(&mut self.held[sink]);
@@ -445,6 +454,8 @@ impl Driver {
                     Step::Send(bytes) => {
                         hold!(self.sending[sink] == Sending::Nothing, "two sends at a time");
                         hold!((1..=self.held[sink].len()).contains(&bytes), "{bytes} bytes are not there");
+                        let is_whole = self.held[sink].len() == bytes || self.ways[source] == Way::Buffer;
+                        hold!(is_whole, "bytes that are not to be forwarded are in a pipe");
                         if self.held[sink].len() > bytes && tools.strikes(Fault::SendSurplus) {
                             self.outbox[sink] = self.held[sink].split_off(bytes);
                         }
@@ -509,5 +520,15 @@ impl Driver {
             Side::Client => Some(&mut self.client),
             Side::Upstream => self.upstream.as_mut(),
         }
+    }
+}
+
+/// Why a pipe is not to be had this time.
+fn draw_refusal(way: Way, tools: &mut Tools) -> Option<Refusal> {
+    match way {
+        Way::Pipe { .. } if tools.rng.u8(..10) == 0 => {
+            Some(Refusal::ALL[tools.rng.usize(..Refusal::ALL.len())])
+        }
+        Way::Pipe { .. } | Way::Buffer => None,
     }
 }

@@ -23,10 +23,12 @@ pub(crate) enum Fault {
     IgnoreAbandon,
     /// Bytes beyond what may be forwarded are forwarded.
     SendSurplus,
+    /// More goes into a pipe than may.
+    OverfillPipe,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Fault; 10] = [
+    pub(crate) const ALL: [Fault; 11] = [
         Fault::DropByte,
         Fault::DoubleByte,
         Fault::SwapBytes,
@@ -37,5 +39,6 @@ impl Fault {
         Fault::ForgetOutbox,
         Fault::IgnoreAbandon,
         Fault::SendSurplus,
+        Fault::OverfillPipe,
     ];
 }

@@ -44,7 +44,7 @@ fn invariants_hold_in_every_schedule() {
     let schedules = number_from("SIM_SCHEDULES").unwrap_or(SCHEDULES);
     let (next, failed) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    let counts = thread::scope(|scope| {
+    let Counts { closed: counts, ways } = thread::scope(|scope| {
         let workers: Vec<_> =
             (0..threads).map(|_| scope.spawn(|| run_until_one_fails(&next, schedules, &failed))).collect();
         workers.into_iter().map(|worker| worker.join().unwrap()).reduce(add).unwrap()
@@ -54,6 +54,10 @@ fn invariants_hold_in_every_schedule() {
     for (reason, count) in CloseReason::ALL.into_iter().zip(counts) {
         println!("{reason:>24}: {count}");
         assert!(count > 0 || schedules < SCHEDULES, "no session ended as {reason}: the simulation is blind");
+    }
+    for (what, count) in ["to pipe", "to buffer", "pipe refused"].into_iter().zip(ways) {
+        println!("{what:>24}: {count}");
+        assert!(count > 0 || schedules < SCHEDULES, "{what}: never, the simulation is blind");
     }
 }
 
@@ -84,10 +88,16 @@ fn a_seed_replays_exactly() {
     }
 }
 
-type Counts = [u64; CloseReason::ALL.len()];
+#[derive(Default)]
+struct Counts {
+    closed: [u64; CloseReason::ALL.len()],
+    /// As [`Report::ways`].
+    ways: [u64; 3],
+}
 
 fn add(mut a: Counts, b: Counts) -> Counts {
-    a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+    a.closed.iter_mut().zip(b.closed).for_each(|(a, b)| *a += b);
+    a.ways.iter_mut().zip(b.ways).for_each(|(a, b)| *a += b);
     a
 }
 
@@ -100,8 +110,9 @@ fn run_until_one_fails(next: &AtomicU64, schedules: u64, failed: &AtomicU64) -> 
             return counts;
         }
         match run(seed, None) {
-            Ok(Report { verdict: Ok(()), closed, .. }) => {
-                closed.iter().for_each(|reason| counts[reason.index()] += 1);
+            Ok(Report { verdict: Ok(()), closed, ways, .. }) => {
+                closed.iter().for_each(|reason| counts.closed[reason.index()] += 1);
+                counts.ways.iter_mut().zip(ways).for_each(|(sum, count)| *sum += count);
             }
             Ok(_) | Err(_) => {
                 failed.fetch_min(seed, Ordering::Relaxed);

@@ -45,6 +45,8 @@ pub(crate) enum Trace {
 pub(crate) struct Report {
     pub(crate) verdict: Verdicts,
     pub(crate) closed: Vec<CloseReason>,
+    /// Switches to pipes, switches to buffers, refusals.
+    pub(crate) ways: [u64; 3],
     pub(crate) strikes: u32,
     pub(crate) trace: Vec<String>,
 }
@@ -68,7 +70,8 @@ pub(crate) fn run(seed: u64, fault: Option<Fault>, trace: Trace) -> Report {
         Trace::Kept(lines) => lines,
         Trace::Off | Trace::Printed => Vec::new(),
     };
-    Report { verdict, closed: schedule.closed, strikes: schedule.tools.strikes, trace }
+    let ways = schedule.world.count_ways();
+    Report { verdict, closed: schedule.closed, ways, strikes: schedule.tools.strikes, trace }
 }
 
 impl Tools {

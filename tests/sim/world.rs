@@ -5,16 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringweir_flow::account::{ListenerCounters, TargetCounters};
+use ringweir_flow::account::{Counter, ListenerCounters, TargetCounters};
 use ringweir_flow::close::ConnectError;
 use ringweir_flow::dial::UpstreamAddr;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::resolve::{ResolveError, Resolved};
 use ringweir_flow::snapshot::{
     Group, Health, Listener, Member, Policy, Protocol, Snapshot, Target, TargetIndex, TargetKind, Timeouts,
-    Upstream,
+    Upstream, WorkerIndex,
 };
 use ringweir_flow::users::Users;
+use ringweir_flow::way::Splicing;
 
 use crate::peer::{Conn, MAX_PAYLOAD_BYTES, Manner, Out, pattern};
 
@@ -37,6 +38,7 @@ pub(crate) struct World {
     pub(crate) listener_counters: Arc<ListenerCounters>,
     /// Bounds each piece that moves, so that a schedule of single bytes has few of them.
     pub(crate) grain: usize,
+    splicing: Splicing,
 }
 
 impl World {
@@ -66,6 +68,11 @@ impl World {
             kinds,
             listener_counters: Arc::new(ListenerCounters::new(1)),
             grain: [1, 40, 700, 20_000][rng.usize(..4)],
+            splicing: [1, 2, 100, 5_000]
+                .map(Splicing::From)
+                .into_iter()
+                .nth(rng.usize(..5))
+                .unwrap_or(Splicing::Off),
         }
     }
 
@@ -102,6 +109,7 @@ impl World {
             listeners: vec![self.listener()],
             targets: targets.collect(),
             log_sessions: true,
+            splicing: self.splicing,
         })
     }
 
@@ -118,6 +126,13 @@ impl World {
             timeouts: self.timeouts,
             counters: Arc::clone(&self.listener_counters),
         }
+    }
+
+    /// Switches to pipes, switches to buffers, refusals.
+    pub(crate) fn count_ways(&self) -> [u64; 3] {
+        let ways = &self.listener_counters.cell(WorkerIndex(0)).ways;
+        let refused = ways.refused.iter().map(Counter::get).sum();
+        [ways.to_pipe.get(), ways.to_buffer.get(), refused]
     }
 
     /// How many upstreams one session may try at most, by the groups' budgets.

@@ -64,7 +64,6 @@ pub fn parse(text: &str, file: &str, folder: &Path) -> Result<Config, ConfigErro
 /// Reads every section. A value that was reported is replaced by a default so that reading goes on; the result is
 /// thrown away then.
 fn config(root: &Table<'_>, folder: &Path) -> Config {
-    let (engine, workers) = sections::engine(root);
     let (timeouts, drain) = sections::timeouts(root);
     let checks = targets::checks(root);
     let declared = targets::declared(root, &checks);
@@ -76,8 +75,7 @@ fn config(root: &Table<'_>, folder: &Path) -> Config {
         root.report("nothing would be served: there is no listener", Some(hint));
     }
     Config {
-        engine,
-        workers,
+        engine: sections::engine(root),
         admin: sections::admin(root, folder),
         log: sections::log(root),
         drain,

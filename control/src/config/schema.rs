@@ -3,7 +3,7 @@
 
 pub(crate) const ROOT: &[&str] =
     &["engine", "admin", "log", "timeouts", "resolver", "listener", "upstream", "group", "check"];
-pub(crate) const ENGINE: &[&str] = &["kind", "workers"];
+pub(crate) const ENGINE: &[&str] = &["kind", "workers", "splice", "pipes"];
 pub(crate) const ADMIN: &[&str] = &["listen", "metrics", "token", "token_file"];
 pub(crate) const LOG: &[&str] = &["level", "format", "sessions"];
 pub(crate) const TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close", "drain"];

@@ -4,12 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use ringweir_flow::snapshot::Timeouts;
+use ringweir_flow::way::Splicing;
 
 use super::address::{parse_bind, parse_server};
 use super::reader::{Node, Table};
 use super::{schema, secrets};
 use crate::model::{
-    Admin, BindAddress, EngineKind, Level, Log, LogFormat, MAX_WORKERS, ResolverSettings, Token, Workers,
+    Admin, BindAddress, Engine, EngineKind, Level, Log, LogFormat, MAX_PIPES, MAX_WORKERS, ResolverSettings,
+    Token, Workers,
 };
 
 /// How long SIGTERM waits for running sessions unless configured otherwise.
@@ -40,11 +42,31 @@ const LEVELS: &[(&str, Level)] = &[
     ("trace", Level::Trace),
 ];
 
-pub(crate) fn engine(root: &Table<'_>) -> (EngineKind, Workers) {
-    let Some(table) = section(root, "engine", schema::ENGINE) else { return Default::default() };
-    let kind = table.get("kind").and_then(|node| node.choice(ENGINE_KINDS)).unwrap_or_default();
-    let workers = table.get("workers").and_then(|node| workers(&node)).unwrap_or_default();
-    (kind, workers)
+/// The most that `engine.splice` may be: no receive brings more at once.
+const MAX_SPLICE_BYTES: u32 = 1 << 20;
+
+pub(crate) fn engine(root: &Table<'_>) -> Engine {
+    let Some(table) = section(root, "engine", schema::ENGINE) else { return Engine::default() };
+    Engine {
+        kind: table.get("kind").and_then(|node| node.choice(ENGINE_KINDS)).unwrap_or_default(),
+        workers: table.get("workers").and_then(|node| workers(&node)).unwrap_or_default(),
+        splicing: table.get("splice").and_then(|node| splicing(&node)).unwrap_or_default(),
+        pipes: table.get("pipes").and_then(|node| pipes(&node)).unwrap_or_default(),
+    }
+}
+
+fn splicing(node: &Node<'_>) -> Option<Splicing> {
+    if node.is_string() {
+        return node.choice(&[("auto", Splicing::default()), ("off", Splicing::Off)]);
+    }
+    node.integer(1..=MAX_SPLICE_BYTES).map(|bytes| Splicing::From(bytes as usize))
+}
+
+fn pipes(node: &Node<'_>) -> Option<Option<usize>> {
+    if node.is_string() {
+        return node.choice(&[("auto", None)]);
+    }
+    node.integer(0..=MAX_PIPES as u32).map(|count| Some(count as usize))
 }
 
 fn workers(node: &Node<'_>) -> Option<Workers> {

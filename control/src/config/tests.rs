@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ringweir_flow::reach::Reach;
 use ringweir_flow::snapshot::{Policy, Protocol};
+use ringweir_flow::way::Splicing;
 
 use super::*;
 use crate::model::{BindAddress, Endpoint, EngineKind, TargetKind, Workers};
@@ -36,6 +37,8 @@ fn a_whole_configuration_is_understood() {
         [engine]
         kind = "tokio"
         workers = 3
+        splice = 65536
+        pipes = 7
         [admin]
         listen = "none"
         metrics = "127.0.0.1:9180"
@@ -77,7 +80,8 @@ fn a_whole_configuration_is_understood() {
         "#,
     )
     .unwrap();
-    assert_eq!((config.engine, config.workers), (EngineKind::Tokio, Workers::Count(3)));
+    assert_eq!((config.engine.splicing, config.engine.pipes), (Splicing::From(65_536), Some(7)));
+    assert_eq!((config.engine.kind, config.engine.workers), (EngineKind::Tokio, Workers::Count(3)));
     assert_eq!((config.admin.listen, config.drain), (None, Duration::from_secs(5)));
     assert_eq!(config.resolver.servers, ["10.0.0.53:53".parse().unwrap()]);
     let [web, proxy] = &config.listeners[..] else { panic!() };

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::close::{CloseReason, ConnectError};
 use crate::snapshot::WorkerIndex;
+use crate::way::Refusal;
 
 /// A number with one writer. Gauges go down again by [`Counter::sub`].
 #[derive(Debug, Default)]
@@ -99,6 +100,23 @@ pub struct ListenerCell {
     pub bytes_up: Counter,
     /// Bytes to clients.
     pub bytes_down: Counter,
+    /// Which way they went.
+    pub ways: WayCell,
+}
+
+/// What one worker counts of pipes and buffers for one listener.
+#[derive(Debug, Default)]
+pub struct WayCell {
+    /// Directions of sessions that began to stream through a pipe.
+    pub to_pipe: Counter,
+    /// Directions that went back to buffers because they calmed down.
+    pub to_buffer: Counter,
+    /// Receives that went to a buffer because no pipe was to be had, by [`Refusal::index`].
+    pub refused: [Counter; Refusal::ALL.len()],
+    /// Bytes from clients that went through a pipe.
+    pub piped_up: Counter,
+    /// Bytes to clients that went through a pipe.
+    pub piped_down: Counter,
 }
 
 /// The counters of a target, kept across snapshots as long as its name lives.

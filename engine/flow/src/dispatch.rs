@@ -148,6 +148,7 @@ mod tests {
     use super::*;
     use crate::account::TargetCounters;
     use crate::snapshot::{Health, Member, Policy, Snapshot, Target, Upstream, WorkerIndex};
+    use crate::way::Splicing;
 
     const CONNECT: Duration = Duration::from_secs(10);
 
@@ -167,8 +168,14 @@ mod tests {
     }
 
     fn view(targets: Vec<Target>) -> std::rc::Rc<View> {
-        let snapshot =
-            Snapshot { generation: 1, binds: vec![], listeners: vec![], targets, log_sessions: false };
+        let snapshot = Snapshot {
+            generation: 1,
+            binds: vec![],
+            listeners: vec![],
+            targets,
+            log_sessions: false,
+            splicing: Splicing::default(),
+        };
         View::new(Arc::new(snapshot), WorkerIndex(0), 1)
     }
 

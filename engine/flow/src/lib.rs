@@ -24,4 +24,5 @@ pub mod snapshot;
 pub mod time;
 pub mod users;
 pub mod view;
+pub mod way;
 pub mod wire;

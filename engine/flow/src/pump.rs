@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::close::CloseReason;
 use crate::time::Instant;
+use crate::way::{Chooser, Refusal, Splicing, Switch, Way};
 
 /// One end of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,10 +67,11 @@ impl Direction {
 /// What the driver is to start for a direction. Each step is handed out once and answered once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Receive from the source; answer with `handle_received`, `handle_ended` or `handle_receive_failed`.
-    Receive,
-    /// Send the first `usize` bytes of what was received and is unsent to the sink; bytes behind them are not to
-    /// be forwarded. Answer with `handle_sent` or `handle_send_failed`.
+    /// Receive from the source; answer with `handle_received`, `handle_ended` or `handle_receive_failed`, or, where
+    /// no pipe is to be had, with `handle_pipe_refused`.
+    Receive(Way),
+    /// Send the first `usize` bytes of what was received and is unsent to the sink, from where it was received to;
+    /// bytes behind them are not to be forwarded. Answer with `handle_sent` or `handle_send_failed`.
     Send(usize),
     /// Shut down the writing half of the sink. Needs no answer.
     ShutDown,
@@ -106,6 +108,7 @@ impl Closing {
 #[derive(Clone, Debug)]
 struct Pump {
     state: State,
+    chooser: Chooser,
     /// How many more bytes may be forwarded; what comes beyond is read and dropped.
     allowance: u64,
     /// Bytes that the sink took.
@@ -136,7 +139,7 @@ impl Pump {
         match self.state {
             State::Empty => {
                 self.state = State::Receiving;
-                Some(Step::Receive)
+                Some(Step::Receive(self.chooser.way(self.allowance)))
             }
             State::Full(bytes) => {
                 self.state = State::Sending(bytes);
@@ -154,10 +157,10 @@ impl Pump {
         }
     }
 
-    fn handle_received(&mut self, bytes: usize) {
+    fn handle_received(&mut self, bytes: usize) -> Option<Switch> {
         if self.state == State::Over {
             // The sink failed while the receive was under way: there is nowhere to put the bytes.
-            return;
+            return None;
         }
         debug_assert_eq!(self.state, State::Receiving, "received without a receive");
         let forwarded = u64::try_from(bytes).unwrap_or(u64::MAX).min(self.allowance);
@@ -168,6 +171,14 @@ impl Pump {
             Ok(0) | Err(_) => State::Empty,
             Ok(forwarded) => State::Full(forwarded),
         };
+        self.chooser.handle_received(bytes)
+    }
+
+    fn handle_pipe_refused(&mut self, refusal: Refusal) {
+        self.chooser.handle_refused(refusal);
+        if self.state == State::Receiving {
+            self.state = State::Empty;
+        }
     }
 
     fn handle_sent(&mut self, bytes: usize) {
@@ -216,8 +227,15 @@ pub struct Pumps {
 impl Pumps {
     /// Pumps that have moved nothing. `up_allowance` bounds what is forwarded from the client (`u64::MAX` for no
     /// bound); `client_ended` says that its end of stream was seen before.
-    pub fn new(now: Instant, patience: Patience, up_allowance: u64, client_ended: bool) -> Pumps {
-        let pump = |state, allowance| Pump { state, allowance, delivered: 0 };
+    pub fn new(
+        now: Instant,
+        patience: Patience,
+        splicing: Splicing,
+        up_allowance: u64,
+        client_ended: bool,
+    ) -> Pumps {
+        let chooser = Chooser::new(splicing);
+        let pump = |state, allowance| Pump { state, chooser, allowance, delivered: 0 };
         Pumps {
             up: pump(if client_ended { State::Ended } else { State::Empty }, up_allowance),
             down: pump(State::Empty, u64::MAX),
@@ -249,10 +267,21 @@ impl Pumps {
         self.up.poll_step()
     }
 
-    /// The source gave `bytes` bytes, at least 1.
-    pub fn handle_received(&mut self, direction: Direction, bytes: usize, now: Instant) {
+    /// The source gave `bytes` bytes, at least 1. Whether they will go another way from now on.
+    pub fn handle_received(&mut self, direction: Direction, bytes: usize, now: Instant) -> Option<Switch> {
         self.last_activity = now;
-        self.pump_mut(direction).handle_received(bytes);
+        self.pump_mut(direction).handle_received(bytes)
+    }
+
+    /// Whether the receive that was asked for last goes through a pipe.
+    pub fn is_piping(&self, direction: Direction) -> bool {
+        let pump = self.pump(direction);
+        pump.chooser.way(pump.allowance) != Way::Buffer
+    }
+
+    /// The receive that was to go through a pipe was not begun: ask for the next step.
+    pub fn handle_pipe_refused(&mut self, direction: Direction, refusal: Refusal) {
+        self.pump_mut(direction).handle_pipe_refused(refusal);
     }
 
     /// The source ended its stream.
@@ -371,18 +400,20 @@ impl Pumps {
 mod tests {
     use super::Direction::{Down, Up};
     use super::*;
+    use crate::way::STREAMING_BYTES;
 
+    const RECEIVE: Step = Step::Receive(Way::Buffer);
     const NOW: Instant = Instant::ZERO;
     const PATIENCE: Patience = Patience { idle: Duration::from_secs(60), half_close: Duration::from_secs(5) };
 
     fn pumps() -> Pumps {
-        Pumps::new(NOW, PATIENCE, u64::MAX, false)
+        Pumps::new(NOW, PATIENCE, Splicing::default(), u64::MAX, false)
     }
 
     #[test]
     fn a_direction_alternates_between_receive_and_send() {
         let mut pumps = pumps();
-        assert_eq!(pumps.poll_step(Up), Some(Step::Receive));
+        assert_eq!(pumps.poll_step(Up), Some(RECEIVE));
         assert_eq!(pumps.poll_step(Up), None);
         pumps.handle_received(Up, 10, NOW);
         assert_eq!(pumps.poll_step(Up), Some(Step::Send(10)));
@@ -390,7 +421,7 @@ mod tests {
         assert_eq!(pumps.poll_step(Up), Some(Step::Send(6)));
         assert_eq!(pumps.poll_step(Up), None);
         pumps.handle_sent(Up, 6, NOW);
-        assert_eq!(pumps.poll_step(Up), Some(Step::Receive));
+        assert_eq!(pumps.poll_step(Up), Some(RECEIVE));
         assert_eq!(pumps.delivered(Up), 10);
     }
 
@@ -407,7 +438,7 @@ mod tests {
         pumps.handle_received(Down, 1, NOW);
         assert_eq!(pumps.poll_step(Down), Some(Step::Send(1)));
         pumps.handle_sent(Down, 1, NOW);
-        assert_eq!(pumps.poll_step(Down), Some(Step::Receive));
+        assert_eq!(pumps.poll_step(Down), Some(RECEIVE));
         pumps.handle_ended(Down, NOW);
         assert_eq!(pumps.poll_closing(), None, "the client has not been told yet");
         assert_eq!(pumps.poll_step(Down), Some(Step::ShutDown));
@@ -426,7 +457,7 @@ mod tests {
         pumps.handle_received(Down, 7, NOW);
         assert_eq!(pumps.poll_step(Down), Some(Step::Send(7)));
         pumps.handle_sent(Down, 7, NOW);
-        assert_eq!(pumps.poll_step(Down), Some(Step::Receive));
+        assert_eq!(pumps.poll_step(Down), Some(RECEIVE));
         pumps.handle_ended(Down, NOW);
         let closing = pumps.poll_closing().unwrap();
         assert_eq!((closing.reason, closing.client), (CloseReason::UpstreamReset, Ending::Reset));
@@ -437,7 +468,7 @@ mod tests {
     fn a_reset_waits_for_what_was_commanded_ahead_of_the_pump() {
         // The receive that was under way when the pump began fails; the driver still sends early bytes.
         let mut pumps = pumps();
-        assert_eq!(pumps.adopt_receive(), Some(Step::Receive));
+        assert_eq!(pumps.adopt_receive(), Some(RECEIVE));
         pumps.handle_receive_failed(Up);
         assert_eq!(pumps.poll_closing(), None, "early bytes are still to be sent");
         assert_eq!(pumps.poll_step(Up), None, "they are sent");
@@ -447,15 +478,31 @@ mod tests {
 
     #[test]
     fn bytes_beyond_the_allowance_are_dropped() {
-        let mut pumps = Pumps::new(NOW, PATIENCE, 5, false);
+        let mut pumps = Pumps::new(NOW, PATIENCE, Splicing::default(), 5, false);
         pumps.poll_step(Up);
         pumps.handle_received(Up, 8, NOW);
         assert_eq!(pumps.poll_step(Up), Some(Step::Send(5)));
         pumps.handle_sent(Up, 5, NOW);
-        assert_eq!(pumps.poll_step(Up), Some(Step::Receive));
+        assert_eq!(pumps.poll_step(Up), Some(RECEIVE));
         pumps.handle_received(Up, 100, NOW);
-        assert_eq!(pumps.poll_step(Up), Some(Step::Receive));
+        assert_eq!(pumps.poll_step(Up), Some(RECEIVE));
         assert_eq!(pumps.delivered(Up), 5);
+    }
+
+    #[test]
+    fn a_stream_goes_through_a_pipe_and_back_to_buffers_when_that_is_refused() {
+        let mut pumps = pumps();
+        for _ in 0..2 {
+            assert_eq!(pumps.poll_step(Up), Some(RECEIVE));
+            pumps.handle_received(Up, STREAMING_BYTES, NOW);
+            assert_eq!(pumps.poll_step(Up), Some(Step::Send(STREAMING_BYTES)));
+            pumps.handle_sent(Up, STREAMING_BYTES, NOW);
+        }
+        assert_eq!(pumps.poll_step(Up), Some(Step::Receive(Way::Pipe { max_bytes: u64::MAX })));
+        assert_eq!(pumps.poll_step(Down), Some(RECEIVE), "the other direction does not stream");
+        pumps.handle_pipe_refused(Up, Refusal::Budget);
+        assert_eq!(pumps.poll_step(Up), Some(RECEIVE));
+        assert_eq!(pumps.poll_step(Up), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use crate::account::{ListenerCounters, TargetCounters};
 use crate::reach::Reach;
 use crate::users::Users;
+use crate::way::Splicing;
 
 /// How deep groups may nest. A deeper configuration is a mistake, and a session's path stays small.
 pub const MAX_NESTING: usize = 8;
@@ -28,6 +29,8 @@ pub struct Snapshot {
     pub targets: Vec<Target>,
     /// Whether each finished session gets a line in the log.
     pub log_sessions: bool,
+    /// Whether streams may go through pipes.
+    pub splicing: Splicing,
 }
 
 impl Snapshot {

@@ -56,6 +56,8 @@ pub(crate) fn run() -> Result<Capabilities, SetupError> {
 
 fn send_and_receive(ring: &mut Ring) -> Result<(), &'static str> {
     let (ours, theirs) = UnixStream::pair().map_err(|_| "no pair of unix sockets")?;
+    // As the sockets of sessions are; the receive is to wait all the same.
+    ours.set_nonblocking(true).map_err(|_| "a socket cannot be made non-blocking")?;
     let words = b"in at one end, out at the other";
     ring.receive(Token::new(Op::Receive, 0, 0, 0), ours.as_fd(), BUFFER_BYTES);
     ring.send_owned(Token::new(Op::Send, 0, 0, 0), theirs.as_fd(), words.to_vec(), 0);

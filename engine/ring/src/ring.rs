@@ -24,6 +24,8 @@ use crate::{Errno, PollEvents, SocketAddrAny};
 const BUNDLE: u16 = 1 << 4;
 /// IORING_RECVSEND_POLL_FIRST of linux/io_uring.h.
 const POLL_FIRST: u16 = 1;
+/// Splicing needs O_NONBLOCK; receives and sends of the ring wait all the same.
+const ACCEPT_FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 /// How long a ring that is dropped waits for its operations to end. Cancelled ones end at once, so this is reached only
 /// by a kernel gone astray; then their memory is left to it.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -105,27 +107,26 @@ impl Ring {
         Capabilities { receive_bundle: self.receive_bundle }
     }
 
-    /// Accepts connections until it fails or is cancelled. The listener is in blocking mode (O_NONBLOCK makes some
+    /// Accepts connections, as non-blocking sockets, until it fails or is cancelled. The listener is in blocking mode (O_NONBLOCK makes some
     /// kernels answer EAGAIN).
     ///
     /// # Panics
     /// when the token's op is not [`Op::Accept`].
     pub fn accept_multishot(&mut self, token: Token, fd: BorrowedFd<'_>) {
         assert_op(token, Op::Accept);
-        let entry = opcode::AcceptMulti::new(descriptor(fd)).flags(libc::SOCK_CLOEXEC).build();
+        let entry = opcode::AcceptMulti::new(descriptor(fd)).flags(ACCEPT_FLAGS).build();
         // SAFETY: a multishot accept points to no memory.
         unsafe { self.submit(entry, token, 0) };
     }
 
-    /// Accepts one connection. The listener is in blocking mode.
+    /// Accepts one connection, as a non-blocking socket. The listener is in blocking mode.
     ///
     /// # Panics
     /// when the token's op is not [`Op::Accept`].
     pub fn accept(&mut self, token: Token, fd: BorrowedFd<'_>) {
         assert_op(token, Op::Accept);
-        let entry = opcode::Accept::new(descriptor(fd), ptr::null_mut(), ptr::null_mut())
-            .flags(libc::SOCK_CLOEXEC)
-            .build();
+        let entry =
+            opcode::Accept::new(descriptor(fd), ptr::null_mut(), ptr::null_mut()).flags(ACCEPT_FLAGS).build();
         // SAFETY: an accept that does not ask for the peer's address points to no memory.
         unsafe { self.submit(entry, token, 0) };
     }

@@ -14,6 +14,7 @@ use ringweir_flow::snapshot::{
     Bind, BindId, Health, Listener, ListenerIndex, Protocol, Snapshot, Target, TargetIndex, TargetKind,
     Timeouts, Upstream,
 };
+use ringweir_flow::way::Splicing;
 use ringweir_flow::wire::HostName;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -120,7 +121,7 @@ impl World {
         match &self.handle {
             Some(handle) => handle.publish(&snapshot, opened),
             None => {
-                let options = Options { workers: WORKERS, resolver: Arc::new(Names) };
+                let options = Options { workers: WORKERS, pipes: None, resolver: Arc::new(Names) };
                 self.handle = Some(start(options, snapshot, opened).unwrap());
             }
         }
@@ -154,6 +155,7 @@ impl World {
             listeners: vec![listener],
             targets: vec![target],
             log_sessions: true,
+            splicing: Splicing::default(),
         }
     }
 }

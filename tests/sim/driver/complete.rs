@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use ringweir_flow::pump::{Direction, Side};
 use ringweir_flow::resolve::Resolved;
+use ringweir_flow::way::Way;
 
 use super::{Course, DialState, Driver, Receiving, Sending};
 use crate::faults::Fault;
@@ -18,7 +19,22 @@ impl Driver {
     pub(super) fn complete_receive(&mut self, side: Side, tools: &mut Tools) -> Verdicts {
         self.receiving[index(side)] = Receiving::Idle;
         let is_pumping = self.session.is_pumping();
-        let max = if is_pumping { PUMP_BYTES } else { RECEIVE_BYTES };
+        let way = self.ways[index(side)];
+        if let Some(refusal) = super::draw_refusal(way, tools) {
+            // The source has something, but every pipe is taken by now.
+            self.session.handle_pipe_refused(Direction::from(side), refusal);
+            return Ok(());
+        }
+        let max = match way {
+            Way::Pipe { max_bytes }
+                if max_bytes < PUMP_BYTES as u64 && !tools.strikes(Fault::OverfillPipe) =>
+            {
+                max_bytes as usize
+            }
+            Way::Pipe { .. } => PUMP_BYTES,
+            Way::Buffer if is_pumping => PUMP_BYTES,
+            Way::Buffer => RECEIVE_BYTES,
+        };
         let Some(conn) = self.conn_mut(side) else { return Ok(()) };
         let received = conn.receive(max, &mut tools.rng);
         let (direction, now) = (Direction::from(side), tools.now);

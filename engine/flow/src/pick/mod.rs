@@ -51,6 +51,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::account::TargetCounters;
     use crate::snapshot::{Health, Member, Target, TargetIndex, TargetKind, Upstream};
+    use crate::way::Splicing;
 
     /// A snapshot of upstreams with these weights and a group (the last target) over them.
     pub(crate) fn world(policy: Policy, weights: &[u32]) -> (Snapshot, Group) {
@@ -69,8 +70,14 @@ pub(crate) mod tests {
             .map(|index| target(format!("t{index}"), TargetKind::Upstream(Upstream::Tcp([].into()))))
             .collect();
         targets.push(target("group".into(), TargetKind::Group(group.clone())));
-        let snapshot =
-            Snapshot { generation: 1, binds: vec![], listeners: vec![], targets, log_sessions: false };
+        let snapshot = Snapshot {
+            generation: 1,
+            binds: vec![],
+            listeners: vec![],
+            targets,
+            log_sessions: false,
+            splicing: Splicing::default(),
+        };
         (snapshot, group)
     }
 

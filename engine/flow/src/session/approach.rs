@@ -171,6 +171,7 @@ impl Session {
     pub(super) fn commit(&mut self, attempt: AttemptId, local: Option<SocketAddr>, now: Instant) {
         self.abandon_dial();
         let timeouts = self.view.snapshot().listener(self.listener).timeouts;
+        let splicing = self.view.snapshot().splicing;
         let Some(setup) = &mut self.setup else { return };
         let reply = setup.answer().success(local);
         if !reply.is_empty() {
@@ -184,7 +185,7 @@ impl Session {
         setup.commands.push_back(Command::Pump(attempt));
         setup.stage = Stage::Pumping;
         let patience = Patience { idle: timeouts.idle, half_close: timeouts.half_close };
-        let mut pumps = Pumps::new(now, patience, allowance, setup.client_ended);
+        let mut pumps = Pumps::new(now, patience, splicing, allowance, setup.client_ended);
         pumps.count_early(bytes);
         self.pumps = Some(pumps);
         self.committed_at = Some(now);

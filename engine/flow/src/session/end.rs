@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 
 use super::{Command, Farewell, LINGER, MAX_LINGER_BYTES, Session, Stage};
-use crate::account::TargetCell;
+use crate::account::{TargetCell, WayCell};
 use crate::close::CloseReason;
 use crate::pump::{Closing, Direction, Ending, Pumps, Side};
 use crate::time::Instant;
+use crate::way::Switch;
 use crate::wire::{Answer, Failure};
 
 impl Session {
@@ -96,6 +97,18 @@ impl Session {
             update(cell);
         });
         self.path.clear();
+    }
+
+    pub(super) fn ways(&self) -> &WayCell {
+        &self.listener().counters.cell(self.view.worker()).ways
+    }
+
+    pub(super) fn count_way(&self, direction: Direction, piped_bytes: u64, switch: Option<Switch>) {
+        let ways = self.ways();
+        ways.count_piped(direction, piped_bytes);
+        if let Some(switch) = switch {
+            ways.count_switch(switch);
+        }
     }
 
     pub(super) fn count_bytes(&self, direction: Direction, bytes: u64) {

@@ -28,6 +28,7 @@ use crate::resolve::{ResolveError, Resolved};
 use crate::snapshot::{Listener, ListenerIndex, Protocol, TargetIndex};
 use crate::time::Instant;
 use crate::view::View;
+use crate::way::Refusal;
 use crate::wire::handshake::Handshake;
 use crate::wire::{Answer, Body, Destination, HostName, Request};
 
@@ -361,7 +362,7 @@ impl Session {
         match step {
             // Either may have been the last of its direction.
             Some(Step::ShutDown) | None => self.check_end(),
-            Some(Step::Receive | Step::Send(_)) => {}
+            Some(Step::Receive(_) | Step::Send(_)) => {}
         }
         step
     }
@@ -369,7 +370,20 @@ impl Session {
     /// The source of a direction gave `bytes` bytes, at least 1.
     pub fn handle_received(&mut self, direction: Direction, bytes: usize, now: Instant) {
         if let Some(pumps) = &mut self.pumps {
-            pumps.handle_received(direction, bytes, now);
+            let is_piped = pumps.is_piping(direction);
+            let switch = pumps.handle_received(direction, bytes, now);
+            if is_piped || switch.is_some() {
+                self.count_way(direction, if is_piped { bytes as u64 } else { 0 }, switch);
+            }
+        }
+    }
+
+    /// No pipe is to be had for the receive that [`Step::Receive`] asked for: it was not begun, the next step is
+    /// another.
+    pub fn handle_pipe_refused(&mut self, direction: Direction, refusal: Refusal) {
+        if let Some(pumps) = &mut self.pumps {
+            pumps.handle_pipe_refused(direction, refusal);
+            self.ways().refused[refusal.index()].add(1);
         }
     }
 

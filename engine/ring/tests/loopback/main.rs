@@ -7,6 +7,7 @@ mod bundles;
 mod cancel;
 mod connections;
 mod limits;
+mod nonblocking;
 mod pump;
 mod waiting;
 

@@ -1,0 +1,147 @@
+//! Moves the bytes of streams without copying them: from the socket into a pipe and from the pipe into the socket, by
+//! splice(2), as soon as the ring says that the source has something.
+//!
+//! `IORING_OP_SPLICE` is of no use here: the kernel hands each to a thread of its own (`REQ_F_FORCE_ASYNC`). So the ring
+//! waits, and the worker splices. The pipe is borrowed for as long as bytes are in it.
+
+use ringweir_flow::pump::{Direction, Side};
+use ringweir_flow::way::Refusal;
+use ringweir_ring::{Errno, Op, PollEvents, Token};
+
+use crate::live::{Held, Live, Receiving, Sending, side_of, token_in};
+use crate::sessions::SessionId;
+use crate::worker::Tools;
+
+/// The lanes of polls for room are those of polls for bytes, moved up by this much.
+const WRITABLE: u8 = 2;
+
+/// Waits until the source of a direction has something.
+pub(crate) fn await_source(
+    live: &mut Live,
+    id: SessionId,
+    direction: Direction,
+    max_bytes: u64,
+    tools: &mut Tools,
+) {
+    let side = direction.source();
+    let Some(source) = live.stream(side) else { return };
+    debug_assert_eq!(source.receiving, Receiving::Idle);
+    source.receiving = Receiving::Awaited { max_bytes };
+    tools.ring.poll(readable(side, id), source.fd(), PollEvents::IN);
+    live.in_flight += 1;
+}
+
+/// Sends what is in the pipe: all that the sink takes now, and the rest when it takes more.
+pub(crate) fn drain(live: &mut Live, id: SessionId, direction: Direction, bytes: usize, tools: &mut Tools) {
+    let (source, sink) = match direction {
+        Direction::Up => (&mut live.client, live.upstream.as_mut()),
+        Direction::Down => match live.upstream.as_mut() {
+            Some(upstream) => (upstream, Some(&mut live.client)),
+            None => return,
+        },
+    };
+    let (Some(sink), Held::Pipe(pipe)) = (sink, &mut source.held) else {
+        unreachable!("what was spliced in is spliced out, and both sides are open")
+    };
+    match pipe.drain(sink.fd(), bytes) {
+        Ok(sent @ 1..) => {
+            if pipe.is_empty() {
+                source.drop_held(tools);
+            }
+            live.session.handle_sent(direction, sent, tools.now);
+        }
+        Err(Errno::AGAIN) => {
+            sink.sending = Sending::Blocked;
+            tools.ring.poll(writable(direction.sink(), id), sink.fd(), PollEvents::OUT);
+            live.in_flight += 1;
+        }
+        Ok(0) | Err(_) => {
+            source.drop_held(tools);
+            live.session.handle_send_failed(direction);
+        }
+    }
+}
+
+/// A poll has ended: there is something to be moved, or an error to be met, or the session closes.
+pub(crate) fn handle_polled(live: &mut Live, id: SessionId, lane: u8, tools: &mut Tools) {
+    let side = side_of(lane % WRITABLE);
+    let is_closing = live.closing.is_some();
+    let Some(stream) = live.stream(side) else { return };
+    if lane >= WRITABLE {
+        stream.sending = Sending::Nothing;
+        if !is_closing {
+            resume(live, id, Direction::from(side.other()), tools);
+        }
+        return;
+    }
+    let Receiving::Awaited { max_bytes } = std::mem::replace(&mut stream.receiving, Receiving::Idle) else {
+        unreachable!("a poll for bytes follows the wish for them")
+    };
+    if !is_closing {
+        fill(live, id, Direction::from(side), max_bytes, tools);
+    }
+}
+
+/// Gives up what is polled for; each poll is then answered once more.
+pub(crate) fn cancel(live: &mut Live, id: SessionId, side: Side, tools: &mut Tools) {
+    let Some(stream) = live.stream(side) else { return };
+    match stream.receiving {
+        Receiving::Awaited { .. } => tools.ring.cancel(readable(side, id)),
+        Receiving::Idle | Receiving::InFlight | Receiving::Starved => {}
+    }
+    match stream.sending {
+        Sending::Blocked => tools.ring.cancel(writable(side, id)),
+        Sending::Nothing | Sending::Outbox | Sending::Pumped => {}
+    }
+}
+
+fn fill(live: &mut Live, id: SessionId, direction: Direction, max_bytes: u64, tools: &mut Tools) {
+    let Some(source) = live.stream(direction.source()) else { return };
+    let mut pipe = match tools.pipes.take() {
+        Ok(pipe) => pipe,
+        Err(refusal) => {
+            live.session.handle_pipe_refused(direction, refusal);
+            return;
+        }
+    };
+    let filled = pipe.fill(source.fd(), max_bytes);
+    if let Ok(bytes @ 1..) = filled {
+        source.held = Held::Pipe(pipe);
+        live.session.handle_received(direction, bytes, tools.now);
+        return;
+    }
+    tools.pipes.give_back(pipe);
+    match filled {
+        Ok(_) => live.session.handle_ended(direction, tools.now),
+        Err(Errno::AGAIN) => await_source(live, id, direction, max_bytes, tools),
+        Err(Errno::INVAL) => live.session.handle_pipe_refused(direction, Refusal::Unsupported),
+        Err(_) => live.session.handle_receive_failed(direction),
+    }
+}
+
+/// The sink has room again.
+fn resume(live: &mut Live, id: SessionId, direction: Direction, tools: &mut Tools) {
+    let held = match live.stream(direction.source()).map(|source| &source.held) {
+        Some(Held::Pipe(pipe)) => pipe.len(),
+        Some(Held::Nothing | Held::Chunks(_)) | None => 0,
+    };
+    // Nothing is held any more when the source broke meanwhile.
+    if held > 0 {
+        drain(live, id, direction, held, tools);
+    }
+}
+
+fn readable(side: Side, id: SessionId) -> Token {
+    token_in(Op::Poll, lane_of(side), id)
+}
+
+fn writable(side: Side, id: SessionId) -> Token {
+    token_in(Op::Poll, WRITABLE + lane_of(side), id)
+}
+
+fn lane_of(side: Side) -> u8 {
+    match side {
+        Side::Client => 0,
+        Side::Upstream => 1,
+    }
+}
