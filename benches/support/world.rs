@@ -1,0 +1,62 @@
+//! A snapshot made by hand, as control would make it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringweir_flow::account::{ListenerCounters, TargetCounters};
+use ringweir_flow::reach::Reach;
+use ringweir_flow::snapshot::{
+    Bind, BindId, Group, Health, Listener, ListenerIndex, Member, Policy, Protocol, Snapshot, Target,
+    TargetIndex, TargetKind, Timeouts, Upstream,
+};
+use ringweir_flow::way::Splicing;
+
+/// How many workers the counters have cells for.
+pub(crate) const WORKERS: usize = 2;
+
+/// The bind of every snapshot made here.
+pub(crate) const BIND: BindId = BindId(0);
+
+/// A listener whose sessions go to `target`.
+pub(crate) fn listener(protocol: Protocol, target: TargetIndex) -> Listener {
+    Listener {
+        name: "in".into(),
+        protocol,
+        target,
+        users: None,
+        allow: None,
+        reach: Reach::Anywhere,
+        timeouts: Timeouts::default(),
+        counters: Arc::new(ListenerCounters::new(WORKERS)),
+    }
+}
+
+/// A fixed endpoint.
+pub(crate) fn endpoint(name: impl Into<Arc<str>>, address: SocketAddr) -> Target {
+    target(name, TargetKind::Upstream(Upstream::Tcp([address].into())))
+}
+
+/// Any upstream or group, up.
+pub(crate) fn target(name: impl Into<Arc<str>>, kind: TargetKind) -> Target {
+    let counters = Arc::new(TargetCounters::new(WORKERS));
+    Target { name: name.into(), kind, health: Health::Up, counters }
+}
+
+/// A policy over the first `members` targets, of weights 1, 2 and 3 in turn.
+pub(crate) fn group(policy: Policy, members: u32) -> Group {
+    let members = (0..members).map(|index| Member { target: TargetIndex(index), weight: 1 + index % 3 });
+    Group { policy, members: members.collect(), attempts: 8, attempt_timeout: Duration::from_secs(4) }
+}
+
+/// One listener on [`BIND`], and these targets; session logs are off, as they are unless configured.
+pub(crate) fn snapshot(listener: Listener, targets: Vec<Target>) -> Snapshot {
+    Snapshot {
+        generation: 1,
+        binds: vec![Bind { id: BIND, listener: ListenerIndex(0), address: "127.0.0.1".into() }],
+        listeners: vec![listener],
+        targets,
+        log_sessions: false,
+        splicing: Splicing::default(),
+    }
+}
