@@ -1,4 +1,4 @@
-"""The command line: builds, rounds, progress, results."""
+"""The command line: what to install, build, measure, and write."""
 import argparse
 import json
 import os
@@ -11,21 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import measure, peers, procs, report
-from .scenarios import SCENARIOS
+from . import goals, install, measure, peers, procs, report, rounds, tools
+from .scenarios import FAMILIES, SCENARIOS
 
 PERF = Path(__file__).resolve().parent.parent
 CHECKOUT = PERF.parent
-
-# What a measurement costs beside its window: two processes started and ended, a generator, the idle scenario's share.
-OVERHEAD_S = 0.30
-SHORT_BUDGET_S = 95.0
-SHORT_ROUNDS, FULL_ROUNDS = 3, 5
-SHORTEST_WINDOW_S, LONGEST_SHORT_WINDOW_S, FULL_WINDOW_S = 0.4, 1.5, 2.0
-# A disturbed measurement is made again, but a busy machine must not make the run endless.
-REPEATS_SHARE_SHORT, REPEATS_SHARE_FULL = 0.05, 0.25
-# Nor must waiting for it to become calm.
-PATIENCE_SHORT_S, PATIENCE_FULL_S = 0.0, 180.0
 
 
 def main():
@@ -33,6 +23,12 @@ def main():
     signal.signal(signal.SIGTERM, _terminated)
     options = _parse()
     try:
+        if options.list:
+            return _list()
+        if options.results is not None:
+            return _results(options)
+        if options.install:
+            install.install()
         return _run(options)
     except KeyboardInterrupt:
         print("\nended on request; what was started has been ended", file=sys.stderr)
@@ -48,11 +44,17 @@ def _terminated(_number, _frame):
 
 def _parse():
     parser = argparse.ArgumentParser(prog="perf/run", description="Measure ringweir beside other forwarders.")
+    parser.add_argument("--install", action="store_true",
+                        help=f"first install what is missing, as root ({' '.join(install.PACKAGES)})")
     parser.add_argument("--short", action="store_true", help="under two minutes: fewer scenarios, short windows")
     parser.add_argument("--ringweir", type=Path, metavar="PATH", help="use this binary and do not build one")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=PATH",
+                        help="another ringweir beside it, io_uring engine, as peer NAME; may be repeated")
+    parser.add_argument("--realm", type=Path, metavar="PATH", help="where realm is, if not in PATH")
     parser.add_argument("--no-build", action="store_true", help="use the binaries that are there")
     parser.add_argument("--peers", metavar="NAMES", help="only these, separated by commas")
-    parser.add_argument("--scenarios", metavar="NAMES", help="only these, separated by commas; also in --short")
+    parser.add_argument("--scenarios", metavar="NAMES",
+                        help=f"only these or these families ({', '.join(FAMILIES)}), separated by commas; also in --short")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often each peer meets each scenario")
     parser.add_argument("--seconds", type=float, metavar="S", help="length of a measured window")
     parser.add_argument("--patience", type=float, metavar="S",
@@ -60,54 +62,102 @@ def _parse():
     parser.add_argument("--load-core", type=int, metavar="CORE", help="for load and backend (default: the first)")
     parser.add_argument("--forwarder-core", type=int, metavar="CORE", help="for the forwarder (default: the last)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: perf/out/<timestamp>")
+    parser.add_argument("--add", action="store_true",
+                        help="keep what --out holds of other scenarios: a long run in slices, one report")
+    parser.add_argument("--results", nargs="?", type=Path, const=Path(), metavar="FOLDER",
+                        help="print the goals as tables from a run's results.json (default: the newest), and end")
     parser.add_argument("--list", action="store_true", help="name the scenarios and end")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.add and options.out is None:
+        parser.error("--add needs --out")
+    return options
+
+
+def _list():
+    for scenario in SCENARIOS:
+        remarks = ", ".join(([scenario.family] if scenario.family else [])
+                            + ([] if scenario.in_short else ["not in --short"]))
+        print(f"{scenario.name:18}  {scenario.title}{f'  ({remarks})' if remarks else ''}")
+    return 0
+
+
+def _results(options):
+    """What perf/RESULTS.md holds, ready to paste; the report and plots are made again from the figures."""
+    folder = options.results
+    if folder == Path():
+        folder = max((PERF / "out").glob("*/results.json"), default=PERF / "results.json",
+                     key=lambda path: path.stat().st_mtime).parent
+    if not (folder / "results.json").exists():
+        raise procs.LabError(f"{_shown(folder / 'results.json')} does not exist: measure first")
+    facts, present, records = report.read(folder)
+    report.write(folder, facts, present, records)
+    print(f"<!-- {facts['when']}, Linux {facts['kernel']}, {facts['cpu']}, {facts['cores']} cores; "
+          f"{facts['rounds']} rounds of {facts['window_s']:.1f} s -->\n")
+    print(goals.markdown(present, records))
+    return 0
 
 
 def _run(options):
-    if options.list:
-        for scenario in SCENARIOS:
-            print(f"{scenario.name:12}  {scenario.title}{'' if scenario.in_short else '  (not in --short)'}")
-        return 0
     load_core, forwarder_core = _cores(options)
     procs.raise_descriptor_limit()
     load, ringweir = _binaries(options)
-    present, absent = peers.find(ringweir)
+    present, absent = peers.find(ringweir, options.realm, _others(options.also))
+    scenarios, unfit = _scenarios(options)
+    absent += unfit
     for reason in absent:
-        print(f"skipped: {reason}")
+        print(f"left out: {reason}")
     if options.short and not options.peers:
-        present = [peer for peer in present if peer.in_short]
-    present = _chosen(present, options.peers, "peer")
-    scenarios = [row for row in SCENARIOS if row.in_short or not options.short] \
-        if not options.scenarios else _chosen(list(SCENARIOS), options.scenarios, "scenario")
-    if not present:
-        raise procs.LabError("no peer to measure")
-    rounds = options.rounds or (SHORT_ROUNDS if options.short else FULL_ROUNDS)
-    plan = _plan(rounds, scenarios, present)
-    seconds = options.seconds or (_short_window(len(plan)) if options.short else FULL_WINDOW_S)
+        present = [peer for peer in present if peer.in_short or peer.name in _names(options.also)]
+    present = _chosen(present, options.peers)
+    if not present or not scenarios:
+        raise procs.LabError("nothing to measure")
+    pace = rounds.pace(options, scenarios, present)
     out = options.out or PERF / "out" / time.strftime("%Y%m%d-%H%M%S")
     logs = out / "raw"
     logs.mkdir(parents=True, exist_ok=True)
+    earlier = _earlier(out, scenarios) if options.add else None
     folder = Path(tempfile.mkdtemp(prefix="ringweir-perf-"))
-    rig = measure.Rig(load, load_core, forwarder_core, folder, logs, seconds, min(0.3, seconds / 3))
-    _announce(plan, present, rig)
+    rig = measure.Rig(load, load_core, forwarder_core, folder, logs, pace.seconds, min(0.3, pace.seconds / 3))
+    plan = rounds.plan(pace.rounds, scenarios, present, options.short)
+    rounds.announce(plan, present, rig)
     began = time.monotonic()
     records, broken_off = [], None
     try:
         folder.chmod(0o755)     # nginx' worker gives up root
-        _measure_all(rig, plan, records, options)
+        rounds.measure_all(rig, plan, records, pace)
     except BaseException as error:  # whatever it was, the figures until then are not lost
         broken_off = error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if records:
-        facts = _facts(rig, present, absent, rounds, time.monotonic() - began, broken_off is not None)
-        report.write(out, facts, present, scenarios, records)
-        print(report.console(present, scenarios, records))
+        facts = _facts(rig, present, absent, pace.rounds, time.monotonic() - began, broken_off is not None)
+        print(report.console(present, report.measured(records), records))
+        _write(out, facts, present, records, earlier)
         print(f"report: {_shown(out / 'report.md')}")
     if broken_off is not None:
         raise broken_off
     return 1 if any("error" in record for record in records) else 0
+
+
+def _write(out, facts, present, records, earlier):
+    """With what was measured before, where the run is one of several slices."""
+    if earlier is not None:
+        old_facts, old_present, old_records = earlier
+        names = {peer.name for peer in present}
+        present = [peer for peer in old_present if peer.name not in names] + present
+        records = old_records + records
+        facts["peers"] = old_facts["peers"] | facts["peers"]
+        facts["took_s"] += old_facts["took_s"]
+        facts["interrupted"] |= old_facts["interrupted"]
+    report.write(out, facts, present, records)
+
+
+def _earlier(out, scenarios):
+    if not (out / "results.json").exists():
+        return None
+    again = {scenario.name for scenario in scenarios}
+    facts, present, records = report.read(out)
+    return facts, present, [record for record in records if record["scenario"] not in again]
 
 
 def _cores(options):
@@ -121,15 +171,41 @@ def _cores(options):
     return load, forwarder
 
 
-def _chosen(rows, names, what):
+def _names(also):
+    return [text.partition("=")[0] for text in also]
+
+
+def _others(also):
+    for text in also:
+        name, _, path = text.partition("=")
+        if not name or not path or "/" in name:
+            raise procs.LabError(f"--also {text}: NAME=PATH is wanted")
+    return [(text.partition("=")[0], Path(text.partition("=")[2])) for text in also]
+
+
+def _scenarios(options):
+    """Those asked for, and a sentence for each tool that is absent."""
+    if options.scenarios:
+        wanted = set(options.scenarios.split(","))
+        unknown = wanted - {row.name for row in SCENARIOS} - set(FAMILIES)
+        if unknown:
+            raise procs.LabError(f"no such scenario: {', '.join(sorted(unknown))}; perf/run --list names them")
+        rows = [row for row in SCENARIOS if row.name in wanted or row.family in wanted]
+    else:
+        rows = [row for row in SCENARIOS if row.in_short or not options.short]
+    reasons = {row.tool: reason for row in rows if (reason := tools.missing(row.tool))}
+    return [row for row in rows if row.tool not in reasons], list(reasons.values())
+
+
+def _chosen(present, names):
     if not names:
-        return rows
+        return present
     wanted = names.split(",")
-    unknown = set(wanted) - {row.name for row in rows}
+    unknown = set(wanted) - {peer.name for peer in present}
     if unknown:
-        raise procs.LabError(f"no such {what}: {', '.join(sorted(unknown))}; there are "
-                             f"{', '.join(row.name for row in rows)}")
-    return [row for row in rows if row.name in wanted]
+        raise procs.LabError(f"no such peer: {', '.join(sorted(unknown))}; there are "
+                             f"{', '.join(peer.name for peer in present)}")
+    return [peer for peer in present if peer.name in wanted]
 
 
 def _binaries(options):
@@ -141,7 +217,7 @@ def _binaries(options):
         if not _cargo("ringweir-perf"):
             raise procs.LabError("ringweir-load does not build")
         if options.ringweir is None and not _cargo("ringweir", "--bin", "ringweir"):
-            print("skipped: ringweir does not build; its engines are left out")
+            print("left out: ringweir does not build")
             ringweir = None
     if not load.exists():
         raise procs.LabError(f"{_shown(load)} does not exist: run without --no-build")
@@ -162,75 +238,7 @@ def _cargo(package, *more):
     return subprocess.run(argv, cwd=CHECKOUT, check=False).returncode == 0
 
 
-def _plan(rounds, scenarios, present):
-    """Round by round, every scenario in turn, its peers rotated by one each round and scenario."""
-    plan = []
-    for number in range(rounds):
-        for position, scenario in enumerate(scenarios):
-            if number < scenario.rounds_at_most:
-                shift = (number + position) % len(present)
-                plan += [(number + 1, scenario, peer) for peer in present[shift:] + present[:shift]]
-    return plan
-
-
-def _short_window(measurements):
-    # The warm-up is a third of the window.
-    window = (SHORT_BUDGET_S / measurements - OVERHEAD_S) / (4 / 3)
-    return max(SHORTEST_WINDOW_S, min(LONGEST_SHORT_WINDOW_S, window))
-
-
-def _announce(plan, present, rig):
-    total = sum(rig.seconds + rig.warmup + OVERHEAD_S for _ in plan)
-    print(f"{len(plan)} measurements of {rig.seconds:.2f} s, about {total / 60:.1f} min; forwarder alone on core "
-          f"{rig.forwarder_core}, load and backend on core {rig.load_core}")
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        print(f"the machine is not idle (load {load:.1f}): expect disturbed figures")
-    for peer in present:
-        print(f"  {peer.name:15} {peer.version}")
-
-
-def _measure_all(rig, plan, records, options):
-    repeats_left = int(len(plan) * (REPEATS_SHARE_SHORT if options.short else REPEATS_SHARE_FULL))
-    patience_s = options.patience
-    if patience_s is None:
-        patience_s = PATIENCE_SHORT_S if options.short else PATIENCE_FULL_S
-    broken = set()
-    with procs.Fleet() as fleet:
-        for done, (number, scenario, peer) in enumerate(plan, 1):
-            record = {"round": number, "scenario": scenario.name, "peer": peer.name}
-            # One failure may be chance, two are the rule: do not spend the run on waiting for the third.
-            if (peer.name, scenario.name, 2) in broken:
-                records.append(record | {"error": "failed twice before"})
-                continue
-            patience_s -= measure.wait_until_calm(rig, patience_s)
-            try:
-                result = measure.measure(rig, fleet, peer, scenario, number)
-                if result["disturbed"] and repeats_left > 0:
-                    repeats_left -= 1
-                    patience_s -= measure.wait_until_calm(rig, patience_s)
-                    again = measure.measure(rig, fleet, peer, scenario, number)
-                    result = min(result, again, key=lambda one: one["disturbance"])
-                    result["notes"].append("the calmer of two")
-                record |= result
-            except procs.LabError as error:
-                record["error"] = str(error)
-                broken.add((peer.name, scenario.name, 2 if (peer.name, scenario.name, 1) in broken else 1))
-            records.append(record)  # whole or not at all: an interrupted one has no figures
-            print(_progress(done, len(plan), number, scenario, peer, record), flush=True)
-
-
-def _progress(done, total, number, scenario, peer, record):
-    start = f"[{done:3}/{total}] round {number} {scenario.name:11} {peer.name:15}"
-    if "error" in record:
-        return f"{start} FAILED: {record['error']}"
-    figures = [f"{record['values'][metric.key]:,.{metric.digits}f} {metric.unit}"
-               for metric in scenario.metrics[:2]]
-    remarks = record["disturbed"] + record["notes"]
-    return f"{start} {', '.join(figures)}" + (f"  ({'; '.join(remarks)})" if remarks else "")
-
-
-def _facts(rig, present, absent, rounds, took_s, interrupted):
+def _facts(rig, present, absent, round_count, took_s, interrupted):
     return {
         "when": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         "kernel": platform.release(),
@@ -238,13 +246,13 @@ def _facts(rig, present, absent, rounds, took_s, interrupted):
         "cores": os.cpu_count(),
         "load_core": rig.load_core,
         "forwarder_core": rig.forwarder_core,
-        "rounds": rounds,
+        "rounds": round_count,
         "window_s": rig.seconds,
         "warmup_s": rig.warmup,
         "took_s": took_s,
         "interrupted": interrupted,
         "forwarder_descriptors": procs.forwarder_descriptors(),
-        "peers": {peer.name: peer.version for peer in present},
+        "peers": {peer.name: {"version": peer.version, "ours": peer.ours, "floor": peer.floor} for peer in present},
         "absent": absent,
         "sysctl": {name: _sysctl(name) for name in (
             "net.ipv4.ip_local_port_range", "net.ipv4.tcp_tw_reuse", "net.core.somaxconn",

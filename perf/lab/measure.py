@@ -5,12 +5,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import procs
+from . import peers, procs, tools
 from .procs import LabError
+from .scenarios import Place, Tool
 
-GIB = float(1 << 30)
+MIB, GIB = float(1 << 20), float(1 << 30)
+BESIDE_AHEAD_S, BESIDE_LONGER_S = 0.1, 0.5
 RUN_MARGIN_S = 30.0                 # a generator that takes this much longer than its window hangs
 HELD_TIMEOUT_S = 60.0
+STATUS_WITHIN_S = 5.0
+STREAMS = ("up", "down")            # kinds of load without messages, hence without latencies
 SETTLE_STEP_S = 0.1                 # memory counts once it stays within 1 % for one step
 SETTLE_AT_MOST_S = 2.0
 
@@ -37,26 +41,33 @@ class Rig:
     warmup: float
 
 
-def measure(rig, fleet, peer, scenario, round_number):
-    """Returns {"values", "disturbed", "disturbance", "notes", "raw"}; raises LabError."""
+def measure(rig, fleet, peer, scenario, attempt):
+    """Returns {"values", "disturbed", "disturbance", "notes", "raw", …}; raises LabError. `attempt` names its files."""
     with (rig.logs / f"{peer.name}.log").open("ab") as log:
         backend = forwarder = None
         try:
-            backend, to = _start_backend(rig, fleet, log)
-            forwarder, listen, pids = _start_forwarder(rig, fleet, peer, to, log)
-            moved = procs.repin(pids, rig.forwarder_core)
-            if scenario.sessions:
-                result = _idle(rig, fleet, scenario, listen, pids)
-            else:
-                hlog = rig.logs / f"{scenario.name}.{peer.name}.{round_number}.hlog"
-                result = _loaded(rig, fleet, scenario, listen, pids, hlog)
+            backend, to = tools.start_backend(scenario.tool, rig, fleet, log)
+            if peer.floor:
+                return _put_load(rig, fleet, peer, scenario, attempt, to, [], backend)
+            cores = _cores(rig, scenario)
+            run = _prepare(rig, peer, to, cores)
+            forwarder = fleet.start(peer.command(run), set(cores), descriptors=procs.forwarder_descriptors(),
+                                    stdout=log, stderr=log)
+            procs.wait_until_listening(forwarder, run.listen, peer.name)
+            pids = procs.tree(forwarder.pid)
+            moved = procs.repin(pids, set(cores))
+            result = _put_load(rig, fleet, peer, scenario, attempt, run.listen, pids, backend)
             if forwarder.poll() is not None:
                 raise LabError(f"{peer.name} ended during the run with status {forwarder.returncode}")
             if moved:
-                result["notes"].append(f"{moved} threads had left the forwarder's core and were put back")
+                result["notes"].append(f"{moved} threads had left the forwarder's cores and were put back")
+            if peer.status:
+                result["status"] = _status(peer, run, result["notes"])
             return result
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             # A process that vanished under our eyes, or said what cannot be read: this measurement's failure alone.
+            if forwarder is not None and forwarder.poll() is not None:
+                raise LabError(f"{peer.name} ended during the run with status {forwarder.returncode}") from error
             raise LabError(f"{type(error).__name__}: {error}") from error
         finally:
             for process in (forwarder, backend):
@@ -76,22 +87,39 @@ def wait_until_calm(rig, at_most_s):
     return spent
 
 
-def _start_backend(rig, fleet, log):
-    backend = fleet.start([str(rig.load), "backend"], rig.load_core, stdout=subprocess.PIPE, stderr=log)
-    line = backend.stdout.readline()
-    if not line.strip():
-        raise LabError("the backend did not start")
-    return backend, int(line)
+def _cores(rig, scenario):
+    return {Place.ALONE: (rig.forwarder_core,), Place.BESIDE_LOAD: (rig.load_core,),
+            Place.BOTH: (rig.load_core, rig.forwarder_core)}[scenario.place]
 
 
-def _start_forwarder(rig, fleet, peer, to, log):
+def _prepare(rig, peer, to, cores):
     listen = procs.free_port()
     folder = rig.folder / f"{peer.name}-{listen}"
     folder.mkdir(exist_ok=True)     # the kernel may give the same port twice in a run
-    forwarder = fleet.start(peer.command(folder, listen, to), rig.forwarder_core,
-                            descriptors=procs.forwarder_descriptors(), stdout=log, stderr=log)
-    procs.wait_until_listening(forwarder, listen, peer.name)
-    return forwarder, listen, procs.tree(forwarder.pid)
+    return peers.Run(folder, listen, to, cores)
+
+
+def _put_load(rig, fleet, peer, scenario, attempt, listen, pids, backend):
+    if scenario.sessions:
+        return _idle(rig, fleet, scenario, listen, pids)
+    if scenario.tool is not Tool.LOAD:
+        return _judge(rig, peer, scenario, tools.run(scenario.tool, rig, fleet, scenario, listen, pids))
+    more = ("--helpers", str(backend.pid))
+    if scenario.args[0] in STREAMS:
+        return _judge(rig, peer, scenario, _loaded(rig, fleet, scenario, listen, pids, more))
+    hlog = f"{scenario.name}.{peer.name}.{attempt}.hlog"
+    raw = _loaded(rig, fleet, scenario, listen, pids, (*more, "--hlog", str(rig.logs / hlog)))
+    return _judge(rig, peer, scenario, raw) | {"hlog": hlog}
+
+
+def _status(peer, run, notes):
+    """What a forwarder of ours says of itself: its counters belong to the figures."""
+    done = subprocess.run(peer.status(run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=STATUS_WITHIN_S,
+                          check=False)
+    if done.returncode != 0:
+        notes.append(f"no status: {done.stderr.decode(errors='replace').strip()}")
+        return None
+    return json.loads(done.stdout)
 
 
 def _run_args(rig, args, listen, seconds, warmup):
@@ -99,28 +127,32 @@ def _run_args(rig, args, listen, seconds, warmup):
             "--seconds", f"{seconds:.3f}", "--warmup", f"{warmup:.3f}", "--json"]
 
 
-def _loaded(rig, fleet, scenario, listen, pids, hlog):
-    companion = None
-    if scenario.beside:
-        # It runs until it is ended: its own window is longer than anything it stands beside.
-        argv = _run_args(rig, scenario.beside, listen, rig.seconds + RUN_MARGIN_S, 0)
-        companion = fleet.start(argv, rig.load_core, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        argv = _run_args(rig, scenario.args, listen, rig.seconds, rig.warmup)
+def _loaded(rig, fleet, scenario, listen, pids, more):
+    argv = _run_args(rig, scenario.args, listen, rig.seconds, rig.warmup) + list(more)
+    if pids:
         argv += ["--watch", ",".join(map(str, pids))]
-        if scenario.args[0] not in ("up", "down"):
-            argv += ["--hlog", str(hlog)]
-        raw = _generate(rig, fleet, argv)
-        if companion is not None and companion.poll() is not None:
+    if not scenario.beside:
+        return _generate(rig, fleet, argv, scenario.is_open_loop)
+    # It begins before what it stands beside and ends after it; and it yields the load's core at once when a message
+    # is due, so that what the messages wait for is the forwarder and not their neighbour's generator.
+    beside = _run_args(rig, scenario.beside, listen, rig.seconds + rig.warmup + BESIDE_LONGER_S, 0)
+    companion = fleet.start(beside, {rig.load_core}, procs.Rank.BACKGROUND, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+    try:
+        time.sleep(BESIDE_AHEAD_S)
+        # Comma-separated lists add up when the option is given twice.
+        raw = _generate(rig, fleet, argv + ["--helpers", str(companion.pid)], scenario.is_open_loop)
+        if companion.poll() is not None:
             raise LabError("the load beside it broke off")
+        out, _ = companion.communicate(timeout=BESIDE_LONGER_S + RUN_MARGIN_S)
+        return raw | {"neighbour": json.loads(out)}
     finally:
-        if companion is not None:
-            fleet.stop(companion)
-    return _judge(rig, raw)
+        fleet.stop(companion)
 
 
-def _generate(rig, fleet, argv):
-    process = fleet.start(argv, rig.load_core, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def _generate(rig, fleet, argv, punctual=False):
+    rank = procs.Rank.PUNCTUAL if punctual else procs.Rank.USUAL
+    process = fleet.start(argv, {rig.load_core}, rank, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         out, err = process.communicate(timeout=rig.seconds + rig.warmup + RUN_MARGIN_S)
     except subprocess.TimeoutExpired as error:
@@ -132,25 +164,41 @@ def _generate(rig, fleet, argv):
     return json.loads(out)
 
 
-def _judge(rig, raw):
+def _judge(rig, peer, scenario, raw):
     """Figures per unit of work, and whether someone else was on the forwarder's core."""
-    wall, spending = raw["wall_seconds"], raw["spending"]
+    # A witness is watched from before it starts until after it ends; its own clock is that of its payload.
+    wall, payload_s, spending = raw["wall_seconds"], raw.get("payload_seconds", raw["wall_seconds"]), raw["spending"]
     cpu = spending["cpu_seconds"]
     values, notes = {}, []
     if raw["units"] == 0 and raw["bytes"] == 0:
         raise LabError("no work went through within the window")
     if raw["units"]:
-        values |= {"cpu_us_per_unit": cpu * 1e6 / raw["units"], "units_per_s": raw["units"] / wall}
-        values |= {f"{name}_us": raw["latency_us"][name] for name in ("p50", "p99", "p999")}
+        values |= {"cpu_us_per_unit": cpu * 1e6 / raw["units"], "units_per_s": raw["units"] / payload_s}
+        values |= {f"{name}_us": raw["latency_us"][name] for name in ("p50", "p99", "p999", "p99_typical")
+                   if raw["latency_us"].get(name) is not None}
     else:
-        values |= {"cpu_s_per_gib": cpu * GIB / raw["bytes"], "gib_per_s": raw["bytes"] / GIB / wall}
+        values |= {"cpu_s_per_gib": cpu * GIB / raw["bytes"], "gib_per_s": raw["bytes"] / GIB / payload_s}
+    if scenario.place is Place.BOTH:
+        shares = sorted((thread["seconds"] for thread in spending["by_thread"]), reverse=True)[:scenario.workers]
+        values["busiest_share"] = 100 * shares[0] / sum(shares)
+    if "neighbour" in raw:
+        values["neighbour_mib_per_s"] = raw["neighbour"]["bytes"] / MIB / raw["neighbour"]["wall_seconds"]
     core = spending["cores"][rig.forwarder_core]
     values |= {"cpu_share": cpu / wall, "core_busy_s": core["busy_seconds"]}
-    foreign = core["busy_seconds"] - cpu
+    if peer.floor:
+        values = {key: value for key, value in values.items() if not key.startswith("cpu_")}
+    # Beside the load the forwarder's core is not its own, and what else runs there cannot be told from the load.
+    foreign = core["busy_seconds"] - cpu if scenario.place is Place.ALONE else 0.0
     steal = max(spending["cores"][number]["steal_seconds"] for number in (rig.load_core, rig.forwarder_core))
     disturbed = []
     if foreign > FOREIGN_SHARE * wall + TICK_ALLOWANCE_S:
         disturbed.append(f"{foreign / wall:.0%} of the forwarder's core went to others")
+    if scenario.is_open_loop and scenario.place is Place.ALONE:
+        # Here a stranger on the load's core is felt too: messages wait for him.
+        strange = spending["cores"][rig.load_core]["busy_seconds"] - raw["load_cpu_seconds"]
+        if strange > FOREIGN_SHARE * wall + TICK_ALLOWANCE_S:
+            disturbed.append(f"{strange / wall:.0%} of the load's core went to others")
+        foreign = max(foreign, 0) + max(strange, 0)
     if steal > STEAL_SHARE * wall:
         disturbed.append(f"{steal / wall:.0%} stolen by the hypervisor")
     if raw["failed"]:
@@ -171,7 +219,7 @@ def _idle(rig, fleet, scenario, listen, pids):
     before, fds_before = procs.memory(pids), procs.descriptors(pids)
     argv = [str(rig.load), "run", *scenario.args, "--connections", str(scenario.sessions),
             "--to", f"127.0.0.1:{listen}", "--json"]
-    process = fleet.start(argv, rig.load_core, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    process = fleet.start(argv, {rig.load_core}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE)
     try:
         line = process.stdout.readline()

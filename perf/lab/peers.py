@@ -1,25 +1,23 @@
-"""The forwarders: how each is found, set up with one worker, and started."""
-import shutil
+"""The forwarders: how each is found, set up with so many workers, and started."""
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
-from . import procs
+from . import install, procs
 
 NGINX_MODULES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules")
-INSTALL = "apt-get install nginx libnginx-mod-stream haproxy"
 
 NGINX_CONF = """\
 {load_module}daemon off;
-worker_processes 1;
-worker_rlimit_nofile {descriptors};
+worker_processes {workers};
+{affinity}worker_rlimit_nofile {descriptors};
 pid {folder}/nginx.pid;
 error_log stderr error;
 events {{ worker_connections {descriptors}; }}
 stream {{
     server {{
-        listen 127.0.0.1:{listen} backlog=4096;
+        listen 127.0.0.1:{listen} backlog=4096{reuseport};
         proxy_pass 127.0.0.1:{to};
         proxy_timeout 1h;
     }}
@@ -28,67 +26,122 @@ stream {{
 
 HAPROXY_CONF = """\
 global
-    nbthread 1
-defaults
+    nbthread {workers}
+{affinity}defaults
     mode tcp
     timeout connect 5s
     timeout client 1h
     timeout server 1h
 {extra}listen forward
-    bind 127.0.0.1:{listen}
+    bind 127.0.0.1:{listen}{shards}
     server backend 127.0.0.1:{to}
 """
+
+RINGWEIR_CONF = """\
+[engine]
+kind = "{engine}"
+workers = {workers}
+{splice}
+[admin]
+listen = "unix:{folder}/admin.sock"
+
+[[listener]]
+name = "forward"
+bind = "127.0.0.1:{listen}"
+protocol = "tcp"
+target = "backend"
+
+[upstream.backend]
+address = "127.0.0.1:{to}"
+"""
+SPLICE_OFF = 'splice = "off"\n'
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a peer is started for: a folder of its own, its ports, and the cores it may use, one worker each."""
+    folder: Path
+    listen: int
+    to: int
+    cores: tuple
+
+    @property
+    def workers(self):
+        return len(self.cores)
 
 
 @dataclass(frozen=True)
 class Peer:
-    """`command(folder, listen, to)` writes what the peer needs into `folder` and returns its argv."""
+    """`command(run)` writes what the peer needs into the run's folder and returns its argv."""
     name: str
     version: str
-    command: Callable[[Path, int, int], list]
+    command: Callable[[Run], list] | None
     ours: bool = False
     in_short: bool = True
+    status: Callable[[Run], list] | None = None     # argv that prints what it says of itself, as JSON
+    floor: bool = False             # no forwarder at all: what the rig itself costs
+
+    @property
+    def is_rival(self):
+        """Someone to be beaten."""
+        return not self.ours and not self.floor
 
 
-def find(ringweir):
-    """All peers present, and for each absent one a sentence."""
+NO_FORWARDER = Peer("no-forwarder", "the load straight at its backend", None, in_short=False, floor=True)
+
+
+def find(ringweir, realm=None, others=()):
+    """All peers present, and for each absent one a sentence. `others`: more ringweir binaries, as (name, path)."""
     present, absent = [], []
-    for look in (_nginx, _haproxy, _realm, lambda: _ringweir(ringweir)):
+    looks = [_nginx, _haproxy, lambda: _realm(realm), lambda: _ringweir(ringweir)]
+    looks += [lambda name=name, path=path: _other_ringweir(name, path) for name, path in others]
+    for look in looks:
         peers, reason = look()
         present.extend(peers)
         if reason:
             absent.append(reason)
-    return present, absent
+    return present + [NO_FORWARDER], absent
+
+
+def nginx_modules():
+    """The folder of nginx' dynamic modules, or None."""
+    return next((folder for folder in map(Path, NGINX_MODULES) if folder.exists()), None)
 
 
 def _nginx():
-    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    binary = install.program("nginx")
     if not binary:
-        return [], f"nginx is not installed: {INSTALL}"
-    module = next((path for folder in NGINX_MODULES
-                   if (path := Path(folder) / "ngx_stream_module.so").exists()), None)
+        return [], f"nginx is not installed: {install.line()}"
+    modules = nginx_modules()
+    module = modules / "ngx_stream_module.so" if modules and (modules / "ngx_stream_module.so").exists() else None
     built_in = "--with-stream " in _output([binary, "-V"]) + " "
     if module is None and not built_in:
-        return [], f"nginx has no stream module: {INSTALL}"
+        return [], f"nginx has no stream module: {install.line()}"
 
-    def command(folder, listen, to):
-        path = folder / "nginx.conf"
+    def command(run):
+        path = run.folder / "nginx.conf"
+        several = run.workers > 1
         path.write_text(NGINX_CONF.format(
-            load_module=f"load_module {module};\n" if module else "", folder=folder, listen=listen, to=to,
-            descriptors=procs.forwarder_descriptors()), encoding="ascii")
-        return [binary, "-p", str(folder), "-c", str(path), "-e", "stderr"]
+            load_module=f"load_module {module};\n" if module else "", folder=run.folder, listen=run.listen, to=run.to,
+            workers=run.workers, affinity="worker_cpu_affinity auto;\n" if several else "",
+            reuseport=" reuseport" if several else "", descriptors=procs.forwarder_descriptors()), encoding="ascii")
+        return [binary, "-p", str(run.folder), "-c", str(path), "-e", "stderr"]
     return [Peer("nginx", _first_line(_output([binary, "-v"])), command)], None
 
 
 def _haproxy():
-    binary = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
+    binary = install.program("haproxy")
     if not binary:
-        return [], f"haproxy is not installed: {INSTALL}"
+        return [], f"haproxy is not installed: {install.line()}"
 
     def peer(name, extra, in_short=True):
-        def command(folder, listen, to):
-            path = folder / "haproxy.cfg"
-            path.write_text(HAPROXY_CONF.format(extra=extra, listen=listen, to=to), encoding="ascii")
+        def command(run):
+            path = run.folder / "haproxy.cfg"
+            pinned = "".join(f"    cpu-map 1/{thread} {core}\n" for thread, core in enumerate(run.cores, 1))
+            several = run.workers > 1
+            path.write_text(HAPROXY_CONF.format(
+                extra=extra, listen=run.listen, to=run.to, workers=run.workers, affinity=pinned if several else "",
+                shards=" shards by-thread" if several else ""), encoding="ascii")
             return [binary, "-db", "-f", str(path)]
         return Peer(name, _first_line(_output([binary, "-v"])), command, in_short=in_short)
     # Left to itself, 2.6 never splices on loopback (strace shows recvfrom and sendto alone): hence the forced one.
@@ -96,27 +149,54 @@ def _haproxy():
             peer("haproxy-splice", "    option splice-request\n    option splice-response\n")], None
 
 
-def _realm():
-    """Measured where someone has installed it; it is no Debian package, so nothing is said where not."""
-    binary = shutil.which("realm")
-    if not binary:
-        return [], None
+def _realm(given):
+    binary = str(given) if given else install.program("realm")
+    if not binary or not Path(binary).exists():
+        return [], "realm is not installed (perf/README.md says how to get it)"
 
-    def command(_folder, listen, to):
-        return [binary, "-l", f"127.0.0.1:{listen}", "-r", f"127.0.0.1:{to}"]
+    def command(run):
+        # Its runtime takes as many workers as there are cores it may use.
+        return [binary, "-l", f"127.0.0.1:{run.listen}", "-r", f"127.0.0.1:{run.to}"]
     return [Peer("realm", _first_line(_output([binary, "--version"])), command)], None
 
 
 def _ringweir(binary):
     if binary is None or not Path(binary).exists():
         return [], f"ringweir is not built ({binary or 'no binary'}): its engines are left out"
+    peers = [_ringweir_peer("ringweir-uring", binary, "io-uring")]
+    reason = None
+    if _takes_splice_off(binary):
+        peers.append(_ringweir_peer("ringweir-uring-copy", binary, "io-uring", SPLICE_OFF, in_short=False))
+    else:
+        reason = "ringweir-uring-copy: this ringweir does not know engine.splice"
+    return peers + [_ringweir_peer("ringweir-tokio", binary, "tokio")], reason
 
-    def peer(name, engine):
-        def command(_folder, listen, to):
-            return [str(binary), "forward", "--listen", f"127.0.0.1:{listen}", "--to", f"127.0.0.1:{to}",
-                    "--engine", engine, "--workers", "1"]
-        return Peer(name, _first_line(_output([str(binary), "--version"])), command, ours=True)
-    return [peer("ringweir-uring", "io-uring"), peer("ringweir-tokio", "tokio")], None
+
+def _other_ringweir(name, binary):
+    if not Path(binary).exists():
+        raise procs.LabError(f"--also {name}: there is no {binary}")
+    return [_ringweir_peer(name, binary, "io-uring")], None
+
+
+def _ringweir_peer(name, binary, engine, splice="", in_short=True):
+    def command(run):
+        (run.folder / "admin.sock").unlink(missing_ok=True)
+        path = run.folder / "ringweir.toml"
+        path.write_text(RINGWEIR_CONF.format(engine=engine, splice=splice, workers=run.workers, folder=run.folder,
+                                             listen=run.listen, to=run.to), encoding="ascii")
+        return [str(binary), "run", "--config", str(path)]
+
+    def status(run):
+        return [str(binary), "status", "--json", "--admin", f"unix:{run.folder}/admin.sock"]
+    version = _first_line(_output([str(binary), "--version"]))
+    return Peer(name, version, command, ours=True, in_short=in_short, status=status)
+
+
+def _takes_splice_off(binary):
+    text = RINGWEIR_CONF.format(engine="io-uring", splice=SPLICE_OFF, workers=1, folder="/nowhere", listen=1, to=2)
+    done = subprocess.run([str(binary), "check", "/dev/stdin"], input=text, text=True,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    return done.returncode == 0
 
 
 def _output(argv):

@@ -1,5 +1,6 @@
 """Processes: started with limits, found by their listening port, ended by their pid. And what /proc says of them."""
 import ctypes
+import enum
 import os
 import resource
 import signal
@@ -32,6 +33,23 @@ def forwarder_descriptors():
     return FORWARDER_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, FORWARDER_DESCRIPTORS)
 
 
+class Rank(enum.Enum):
+    """Who goes first where several share a core."""
+    USUAL = "usual"
+    PUNCTUAL = "punctual"           # runs at once when its timer fires; needs root, and is usual without
+    BACKGROUND = "background"       # runs when nobody else wants to
+
+
+def _take_rank(rank):
+    if rank is Rank.PUNCTUAL:
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        except PermissionError:
+            pass
+    elif rank is Rank.BACKGROUND:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 class Fleet:
     """Every process of ours. Leaving the `with` ends them all, by pid, whatever happened."""
 
@@ -45,11 +63,12 @@ class Fleet:
         for process in list(self._running):
             self.stop(process)
 
-    def start(self, argv, core, *, descriptors=None, stdin=None, stdout=None, stderr=None):
-        """Starts `argv` on one core. It dies with this script even if the script is killed."""
+    def start(self, argv, cores, rank=Rank.USUAL, *, descriptors=None, stdin=None, stdout=None, stderr=None):
+        """Starts `argv` on these cores. It dies with this script even if the script is killed."""
         def prepare():
-            os.sched_setaffinity(0, {core})
+            os.sched_setaffinity(0, cores)
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            _take_rank(rank)
             if descriptors is not None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
         process = subprocess.Popen(argv, preexec_fn=prepare, start_new_session=True,
@@ -116,14 +135,14 @@ def wait_until_listening(process, port, name):
     raise LabError(f"{name} does not listen on port {port} after {START_TIMEOUT_S:.0f} s")
 
 
-def repin(pids, core):
-    """Puts threads that left the forwarder's core back, and says how many did. Kernel helpers cannot be moved."""
+def repin(pids, cores):
+    """Puts threads that left the forwarder's cores back, and says how many did. Kernel helpers cannot be moved."""
     moved = 0
     for pid in pids:
         for tid in map(int, _listdir(f"/proc/{pid}/task")):
             try:
-                if os.sched_getaffinity(tid) != {core}:
-                    os.sched_setaffinity(tid, {core})
+                if not os.sched_getaffinity(tid) <= cores:
+                    os.sched_setaffinity(tid, cores)
                     moved += 1
             except OSError:
                 continue
@@ -132,11 +151,42 @@ def repin(pids, core):
 
 def busy_seconds(cores):
     """What each of these cores has done since boot, for anybody; stolen time counts as done."""
+    spent = core_seconds()
+    return [spent[core]["busy_seconds"] + spent[core]["steal_seconds"] for core in cores]
+
+
+def core_seconds():
+    """Per core of the machine: what it has done since boot, for anybody, and what was stolen from it."""
     with open("/proc/stat", encoding="ascii") as file:
-        rows = {row[0]: list(map(int, row[1:])) for line in file if (row := line.split())[0].startswith("cpu")}
+        rows = [list(map(int, row[1:])) for line in file if (row := line.split())[0].startswith("cpu")][1:]
     ticks_per_second = os.sysconf("SC_CLK_TCK")
     # user nice system idle iowait irq softirq steal (proc(5))
-    return [sum(rows[f"cpu{core}"][field] for field in (0, 1, 2, 5, 6, 7)) / ticks_per_second for core in cores]
+    return [{"busy_seconds": sum(row[field] for field in (0, 1, 2, 5, 6)) / ticks_per_second,
+             "softirq_seconds": row[6] / ticks_per_second, "steal_seconds": row[7] / ticks_per_second}
+            for row in rows]
+
+
+def thread_seconds(pids):
+    """CPU time of every living thread of these processes, by tid, from schedstat."""
+    spent = {}
+    for pid in pids:
+        for tid in _listdir(f"/proc/{pid}/task"):
+            try:
+                with open(f"/proc/{pid}/task/{tid}/schedstat", encoding="ascii") as file:
+                    spent[int(tid)] = int(file.read().split()[0]) / 1e9
+            except OSError:
+                continue
+    return spent
+
+
+def process_seconds(pids):
+    """utime + stime of these processes, ended threads included, in steps of 10 ms."""
+    ticks = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pids):

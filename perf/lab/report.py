@@ -1,17 +1,34 @@
-"""Medians and spread, as report.md, results.json, bars.svg and a table on the console."""
+"""report.md, results.json, the plots, and a table on the console."""
 import json
-from statistics import median
-from xml.sax.saxutils import escape
 
-from . import bars
+from . import figures, goals, peers, plots
+from .figures import show
+from .goals import table
+from .scenarios import SCENARIOS, Place, Tool
 
 
-def write(out, facts, present, scenarios, records):
+def write(out, facts, present, records):
     """Writes everything into the folder `out`."""
+    scenarios = measured(records)
     results = {"facts": facts, "summary": _summary_as_data(present, scenarios, records), "records": records}
     (out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    (out / "bars.svg").write_text(bars.draw(_bar_groups(present, scenarios, records)), encoding="utf-8")
-    (out / "report.md").write_text(_markdown(facts, present, scenarios, records), encoding="utf-8")
+    (out / "goals.md").write_text(goals.markdown(present, records) + "\n", encoding="utf-8")
+    drawn = plots.write(out, present, scenarios, records)
+    (out / "report.md").write_text(_markdown(facts, present, scenarios, records, drawn), encoding="utf-8")
+
+
+def read(out):
+    """(facts, peers, records) of a report written before."""
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    present = [peers.Peer(name, peer["version"], None, ours=peer["ours"], floor=peer["floor"])
+               for name, peer in results["facts"]["peers"].items()]
+    return results["facts"], present, results["records"]
+
+
+def measured(records):
+    """The scenarios that there are records of."""
+    names = {row["scenario"] for row in records}
+    return [scenario for scenario in SCENARIOS if scenario.name in names]
 
 
 def console(present, scenarios, records):
@@ -19,61 +36,28 @@ def console(present, scenarios, records):
     lines = [""]
     for scenario in scenarios:
         metric = scenario.metrics[0]
-        best = best_peer(present, scenario, metric, records)
+        best = figures.best_peer(present, scenario, metric, records)
         lines.append(f"{scenario.title} [{metric.unit}]")
         for peer in present:
-            spread = figures(records, scenario, peer, metric)
-            ratio = f"{spread[0] / best:5.2f} x best peer" if spread and best else ""
-            ratio += "  (no calm round)" if is_disturbed(records, scenario, peer) else ""
-            lines.append(f"  {peer.name:15} {_show(spread, metric):>28}  {ratio}")
+            spread = figures.figures(records, scenario, peer, metric)
+            if peer.floor and not spread:
+                continue
+            ratio = f"{spread[0] / best[1]:5.2f} x best peer" if spread and best and best[1] else ""
+            ratio += "  (no calm round)" if figures.is_disturbed(records, scenario, peer) else ""
+            lines.append(f"  {peer.name:19} {show(spread, metric):>28}  {ratio}")
     return "\n".join(lines)
 
 
-def figures(records, scenario, peer, metric):
-    """(median, least, most) over the calm rounds, or None. Where none was calm, the calmest stands alone."""
-    rows = [row for row in records if row["scenario"] == scenario.name and row["peer"] == peer.name
-            and "values" in row and metric.key in row["values"]]
-    calm = [row for row in rows if not row["disturbed"]]
-    rows = calm or sorted(rows, key=lambda row: row["disturbance"])[:1]
-    values = [row["values"][metric.key] for row in rows]
-    return (median(values), min(values), max(values)) if values else None
-
-
-def is_disturbed(records, scenario, peer):
-    """True when no round of this peer and scenario was calm."""
-    rows = [row for row in records
-            if row["scenario"] == scenario.name and row["peer"] == peer.name and "values" in row]
-    return bool(rows) and all(row["disturbed"] for row in rows)
-
-
-def best_peer(present, scenario, metric, records):
-    """The best median among those that are not ours."""
-    medians = [spread[0] for peer in present if not peer.ours
-               if (spread := figures(records, scenario, peer, metric))]
-    if not medians:
-        return None
-    return min(medians) if metric.lower_is_better else max(medians)
-
-
-def _show(spread, metric):
-    if spread is None:
-        return "–"
-    middle, least, most = (f"{value:,.{metric.digits}f}" for value in spread)
-    return middle if least == most else f"{middle} ({least}–{most})"
-
-
-def _markdown(facts, present, scenarios, records):
-    parts = ["# ringweir beside other forwarders", "", _conditions(facts, records), "",
-             "![headline figures](bars.svg)", "", "## Ratio to the best peer", "",
-             "Headline figure of each scenario over that of the best peer that is not ringweir. "
-             "Below 1 is better, except for sessions alive.", "",
-             _ratio_table(present, scenarios, records)]
-    goals = _goals(present, scenarios, records)
-    if goals:
-        parts += ["", "## Goals", "", goals]
+def _markdown(facts, present, scenarios, records, drawn):
+    parts = ["# ringweir beside other forwarders", "", _conditions(facts, present, records), ""]
+    for name, caption in drawn:
+        parts += [f"![{caption}]({name})", ""]
+    parts += ["## Goals", "", goals.markdown(present, records), "", "## Ratio to the best peer", "",
+              "Headline figure of each scenario over that of the best peer that is not ringweir. "
+              "Below 1 is better, except for sessions alive.", "", _ratio_table(present, scenarios, records)]
     parts += ["", "## Figures", "", "Median over the rounds, least and most in brackets. Bold is best.", ""]
     for scenario in scenarios:
-        parts += [f"### {scenario.title}", "", f"`ringweir-load run {' '.join(scenario.args)}`", "",
+        parts += [f"### {scenario.name}: {scenario.title}", "", f"`{_command(scenario)}`", "",
                   _figure_table(present, scenario, records), ""]
     remarks = _remarks(records)
     if remarks:
@@ -81,18 +65,23 @@ def _markdown(facts, present, scenarios, records):
     return "\n".join(parts)
 
 
-def _conditions(facts, records):
-    measured = [row for row in records if "values" in row]
-    disturbed = sum(1 for row in measured if row["disturbed"])
+def _command(scenario):
+    args = " ".join(scenario.args)
+    return f"ringweir-load run {args}" if scenario.tool is Tool.LOAD else f"{scenario.tool.value} {args}".rstrip()
+
+
+def _conditions(facts, present, records):
+    counted = [row for row in records if "values" in row]
+    disturbed = sum(1 for row in counted if row["disturbed"])
     rows = [
         f"{facts['when']}, Linux {facts['kernel']}, {facts['cpu']}, {facts['cores']} cores.",
         f"Forwarder alone on core {facts['forwarder_core']}, load and backend on core {facts['load_core']}; one "
-        f"worker each; {facts['forwarder_descriptors']:,} descriptors.",
+        f"worker each, where the scenario does not say otherwise; {facts['forwarder_descriptors']:,} descriptors.",
         f"Interleaved rounds: {facts['rounds']}; windows of {facts['window_s']:.2f} s after "
-        f"{facts['warmup_s']:.2f} s of warm-up; {facts['took_s']:.0f} s in all; {disturbed} of {len(measured)} "
+        f"{facts['warmup_s']:.2f} s of warm-up; {facts['took_s']:.0f} s in all; {disturbed} of {len(counted)} "
         f"measurements were disturbed and are left out; where no round was calm, the calmest stands alone, "
         "marked with a tilde.",
-        "Peers: " + "; ".join(f"{name} ({version})" for name, version in facts["peers"].items()) + ".",
+        "Peers: " + "; ".join(f"{peer.name} ({peer.version})" for peer in present) + ".",
         "Settings: " + ", ".join(f"{name} = {value}" for name, value in facts["sysctl"].items()) + ".",
     ]
     rows += [f"Left out: {reason}." for reason in facts["absent"]]
@@ -101,58 +90,39 @@ def _conditions(facts, records):
     return "\n".join(f"- {row}" for row in rows)
 
 
-def _table(header, rows):
-    lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def _ratio_table(present, scenarios, records):
+    peers_shown = [peer for peer in present if not peer.floor]
     rows = []
-    for peer in present:
-        row = [peer.name]
-        for scenario in scenarios:
-            metric = scenario.metrics[0]
-            best, spread = best_peer(present, scenario, metric, records), \
-                figures(records, scenario, peer, metric)
-            mark = "~" if is_disturbed(records, scenario, peer) else ""
-            row.append(f"{mark}{spread[0] / best:.2f}" if best and spread else "–")
+    for scenario in scenarios:
+        metric, row = scenario.metrics[0], [scenario.name]
+        best = figures.best_peer(present, scenario, metric, records)
+        for peer in peers_shown:
+            spread = figures.figures(records, scenario, peer, metric)
+            mark = "~" if figures.is_disturbed(records, scenario, peer) else ""
+            row.append(f"{mark}{spread[0] / best[1]:.2f}" if best and best[1] and spread else "–")
         rows.append(row)
-    return _table(["peer"] + [scenario.name for scenario in scenarios], rows)
-
-
-def _goals(present, scenarios, records):
-    ours = [peer for peer in present if peer.ours]
-    rows = []
-    for scenario in (row for row in scenarios if row.goal and ours):
-        metric = scenario.metrics[0]
-        best = best_peer(present, scenario, metric, records)
-        row = [scenario.title, f"≤ {scenario.goal:.2f}"]
-        for peer in ours:
-            spread = figures(records, scenario, peer, metric)
-            if not (best and spread):
-                row.append("–")
-                continue
-            ratio = spread[0] / best
-            row.append(f"{ratio:.2f} {'met' if ratio <= scenario.goal else 'missed'}")
-        rows.append(row)
-    return _table(["scenario", "goal"] + [peer.name for peer in ours], rows) if rows else ""
+    return table(["scenario"] + [peer.name for peer in peers_shown], rows)
 
 
 def _figure_table(present, scenario, records):
     best = {}
     for metric in scenario.metrics:
-        medians = [spread[0] for peer in present if (spread := figures(records, scenario, peer, metric))]
+        medians = [spread[0] for peer in present if not peer.floor
+                   and (spread := figures.figures(records, scenario, peer, metric))]
         if medians:
             best[metric.key] = min(medians) if metric.lower_is_better else max(medians)
     rows = []
     for peer in present:
         row = [peer.name]
+        mark = "~" if figures.is_disturbed(records, scenario, peer) else ""
         for metric in scenario.metrics:
-            spread = figures(records, scenario, peer, metric)
-            text = ("~" if is_disturbed(records, scenario, peer) else "") + _show(spread, metric)
-            row.append(f"**{text}**" if spread and spread[0] == best[metric.key] else text)
-        rows.append(row)
-    return _table(["peer"] + [metric.unit for metric in scenario.metrics], rows)
+            spread = figures.figures(records, scenario, peer, metric)
+            text = mark + show(spread, metric)
+            row.append(f"**{text}**" if spread and not peer.floor and spread[0] == best[metric.key] else text)
+        if any(cell != "–" for cell in row[1:]) or not peer.floor:
+            rows.append(row)
+    told = "" if scenario.place is Place.ALONE else f"\n\nForwarder: {scenario.place.value}."
+    return table(["peer"] + [metric.unit for metric in scenario.metrics], rows) + told
 
 
 def _remarks(records):
@@ -168,19 +138,8 @@ def _summary_as_data(present, scenarios, records):
     for scenario in scenarios:
         for peer in present:
             for metric in scenario.metrics:
-                spread = figures(records, scenario, peer, metric)
+                spread = figures.figures(records, scenario, peer, metric)
                 if spread:
                     cell = summary.setdefault(scenario.name, {}).setdefault(peer.name, {})
                     cell[metric.key] = dict(zip(("median", "min", "max"), spread))
     return summary
-
-
-def _bar_groups(present, scenarios, records):
-    groups = []
-    for scenario in scenarios:
-        metric = scenario.metrics[0]
-        rows = [(escape(peer.name), peer.ours, spread, escape(_show(spread, metric)))
-                for peer in present if (spread := figures(records, scenario, peer, metric))]
-        if rows:
-            groups.append((escape(f"{scenario.title}, {metric.unit}"), rows))
-    return groups

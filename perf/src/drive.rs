@@ -11,6 +11,12 @@ use std::time::{Duration, Instant, SystemTime};
 const LONGEST_LATENCY_NS: u64 = 60_000_000_000;
 const LATENCY_DIGITS: u8 = 3;
 
+/// Slices of a window. A machine that stalls for a moment spoils one of them; a forwarder that stalls as a rule, all.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// Too few latencies for a 99th percentile that is more than the maximum.
+const LEAST_IN_SLICE: u64 = 100;
+
 /// A kind of work. Every method may open sockets and count into the context.
 pub(crate) trait Load {
     /// Opens the connections and sends the first bytes.
@@ -75,13 +81,30 @@ pub(crate) struct Tally {
     pub(crate) failed: u64,
     /// From the moment a unit was due to its last byte, in nanoseconds.
     pub(crate) latency_ns: Histogram<u64>,
+    slice_ns: Histogram<u64>,
+    slice_p99_ns: Vec<u64>,
 }
 
 impl Tally {
     fn new() -> Tally {
         let latency_ns = Histogram::new_with_bounds(1, LONGEST_LATENCY_NS, LATENCY_DIGITS)
             .expect("the bounds are constants that a histogram takes");
-        Tally { units: 0, bytes: 0, failed: 0, latency_ns }
+        let slice_ns = latency_ns.clone();
+        Tally { units: 0, bytes: 0, failed: 0, latency_ns, slice_ns, slice_p99_ns: Vec::new() }
+    }
+
+    /// The median over the slices of each slice's 99th percentile; `None` where no slice had enough latencies.
+    pub(crate) fn typical_p99_ns(&self) -> Option<u64> {
+        let mut sorted = self.slice_p99_ns.clone();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied()
+    }
+
+    fn end_slice(&mut self) {
+        if self.slice_ns.len() >= LEAST_IN_SLICE {
+            self.slice_p99_ns.push(self.slice_ns.value_at_quantile(0.99));
+        }
+        self.slice_ns.reset();
     }
 
     /// Counts a unit of `bytes` that was due at `since` and is complete now.
@@ -90,6 +113,7 @@ impl Tally {
         self.bytes += bytes as u64;
         let ns = u64::try_from(now.saturating_duration_since(since).as_nanos()).unwrap_or(u64::MAX);
         self.latency_ns.saturating_record(ns);
+        self.slice_ns.saturating_record(ns);
     }
 
     fn reset(&mut self) {
@@ -97,6 +121,8 @@ impl Tally {
         self.bytes = 0;
         self.failed = 0;
         self.latency_ns.reset();
+        self.slice_ns.reset();
+        self.slice_p99_ns.clear();
     }
 }
 
@@ -105,6 +131,8 @@ pub(crate) struct Plan {
     pub(crate) warmup: Duration,
     pub(crate) window: Duration,
     pub(crate) watched_pids: Vec<u32>,
+    /// This process and others that make the load.
+    pub(crate) load_pids: Vec<u32>,
 }
 
 /// The measured window.
@@ -113,12 +141,13 @@ pub(crate) struct Outcome {
     pub(crate) wall: Duration,
     pub(crate) tally: Tally,
     pub(crate) spending: Spending,
+    pub(crate) load_cpu_seconds: f64,
     pub(crate) acknowledged: Acknowledged,
 }
 
 enum Phase {
     WarmingUp,
-    Measuring { from: Instant, began: SystemTime, before: Sample },
+    Measuring { from: Instant, began: SystemTime, before: Sample, load_before: Sample },
 }
 
 /// Runs `load` through warm-up and window.
@@ -126,6 +155,7 @@ pub(crate) fn drive(load: &mut dyn Load, mut context: Context, plan: &Plan) -> R
     let mut now = Instant::now();
     let mut phase = Phase::WarmingUp;
     let mut phase_end = now + plan.warmup;
+    let mut slice_end = phase_end + SLICE;
     load.start(&mut context, now)?;
     loop {
         let wake = load.poll_timeout().map_or(phase_end, |timeout| timeout.min(phase_end));
@@ -136,24 +166,60 @@ pub(crate) fn drive(load: &mut dyn Load, mut context: Context, plan: &Plan) -> R
         }
         now = Instant::now();
         load.handle_timeout(&mut context, now)?;
+        if now >= slice_end {
+            context.tally.end_slice();
+            slice_end = now + SLICE;
+        }
         if now < phase_end {
             continue;
         }
         match phase {
             Phase::WarmingUp => {
+                let load_before = Sample::take(&plan.load_pids)?;
                 let before = Sample::take(&plan.watched_pids)?;
                 context.tally.reset();
                 let from = Instant::now();
                 phase_end = from + plan.window;
-                phase = Phase::Measuring { from, began: SystemTime::now(), before };
+                phase = Phase::Measuring { from, began: SystemTime::now(), before, load_before };
             }
-            Phase::Measuring { from, began, before } => {
+            Phase::Measuring { from, began, before, load_before } => {
                 let wall = from.elapsed();
                 let spending = before.until(&Sample::take(&plan.watched_pids)?);
+                let load_cpu_seconds = load_before.until(&Sample::take(&plan.load_pids)?).cpu_seconds;
                 let tally = std::mem::replace(&mut context.tally, Tally::new());
                 let acknowledged = load.finish(&mut context)?;
-                return Ok(Outcome { began, wall, tally, spending, acknowledged });
+                return Ok(Outcome { began, wall, tally, spending, load_cpu_seconds, acknowledged });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_stall_does_not_move_the_typical_p99() {
+        let mut tally = Tally::new();
+        let due = Instant::now();
+        for slice in 0..9 {
+            let latency = if slice == 4 { Duration::from_secs(1) } else { Duration::from_micros(100) };
+            for _ in 0..LEAST_IN_SLICE {
+                tally.record(due, due + latency, 64);
+            }
+            tally.end_slice();
+        }
+        let typical_ns = tally.typical_p99_ns().expect("nine slices were full");
+        assert!((99_000..101_000).contains(&typical_ns), "{typical_ns}");
+        assert!(tally.latency_ns.value_at_quantile(0.99) > 900_000_000);
+    }
+
+    #[test]
+    fn slices_with_few_latencies_do_not_count() {
+        let mut tally = Tally::new();
+        let due = Instant::now();
+        tally.record(due, due + Duration::from_secs(1), 64);
+        tally.end_slice();
+        assert_eq!(tally.typical_p99_ns(), None);
     }
 }

@@ -77,6 +77,9 @@ struct RunArgs {
     /// Processes whose CPU is read at both ends of the window (the forwarder's), separated by commas.
     #[arg(long, value_delimiter = ',')]
     watch: Vec<u32>,
+    /// Other processes that make this load (its backend, say): whoever else is on their core is a stranger.
+    #[arg(long, value_delimiter = ',')]
+    helpers: Vec<u32>,
     /// Write the raw latency histogram here, in the HdrHistogram interval log format.
     #[arg(long)]
     hlog: Option<PathBuf>,
@@ -153,6 +156,7 @@ fn run(args: &RunArgs) -> Result<(), LoadError> {
         warmup: Duration::from_secs_f64(args.warmup),
         window: Duration::from_secs_f64(args.seconds),
         watched_pids: args.watch.clone(),
+        load_pids: args.helpers.iter().copied().chain([std::process::id()]).collect(),
     };
     let outcome = drive(load.as_mut(), context, &plan)?;
     let scenario =
@@ -183,8 +187,8 @@ fn check_options(args: &RunArgs) {
     if (args.scenario == Scenario::Rate) != args.rate.is_some() {
         refuse("--rate belongs to the scenario rate, which needs it");
     }
-    if args.scenario == Scenario::Idle && !args.watch.is_empty() {
-        refuse("idle measures no CPU: --watch does not go with it");
+    if args.scenario == Scenario::Idle && !(args.watch.is_empty() && args.helpers.is_empty()) {
+        refuse("idle measures no CPU: --watch and --helpers do not go with it");
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a run says at its end: one JSON object, or a line for people, and the raw histogram.
 
-use crate::drive::{Acknowledged, Outcome};
+use crate::drive::{Acknowledged, Outcome, Tally};
 use crate::error::LoadError;
 use crate::witness::Spending;
 use hdrhistogram::Histogram;
@@ -35,6 +35,8 @@ pub(crate) struct RunReport {
     arrived_bytes: Option<u64>,
     latency_us: Option<Latency>,
     spending: Spending,
+    /// CPU of this process and of those named as its helpers, over the window.
+    load_cpu_seconds: f64,
 }
 
 /// Percentiles in microseconds, from when a unit was due to its last byte.
@@ -46,6 +48,8 @@ struct Latency {
     p99: f64,
     p999: f64,
     max: f64,
+    /// The median of the 99th percentiles of slices of 100 ms: deaf to single stalls of the machine.
+    p99_typical: Option<f64>,
 }
 
 /// What was run.
@@ -73,8 +77,9 @@ impl RunReport {
             failed: outcome.tally.failed,
             sent_bytes,
             arrived_bytes,
-            latency_us: summarize(&outcome.tally.latency_ns),
+            latency_us: summarize(&outcome.tally),
             spending: outcome.spending.clone(),
+            load_cpu_seconds: outcome.load_cpu_seconds,
         }
     }
 
@@ -91,8 +96,10 @@ impl RunReport {
     }
 }
 
-fn summarize(latency_ns: &Histogram<u64>) -> Option<Latency> {
-    let at = |quantile| Duration::from_nanos(latency_ns.value_at_quantile(quantile)).as_secs_f64() * 1e6;
+fn summarize(tally: &Tally) -> Option<Latency> {
+    let latency_ns: &Histogram<u64> = &tally.latency_ns;
+    let us = |ns| Duration::from_nanos(ns).as_secs_f64() * 1e6;
+    let at = |quantile| us(latency_ns.value_at_quantile(quantile));
     (!latency_ns.is_empty()).then(|| Latency {
         mean: latency_ns.mean() / 1e3,
         p50: at(0.5),
@@ -100,6 +107,7 @@ fn summarize(latency_ns: &Histogram<u64>) -> Option<Latency> {
         p99: at(0.99),
         p999: at(0.999),
         max: at(1.0),
+        p99_typical: tally.typical_p99_ns().map(us),
     })
 }
 

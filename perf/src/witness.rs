@@ -18,9 +18,15 @@ const TOLERATED_DIFFERENCE_SECONDS: f64 = 0.03;
 
 /// The spending so far of the watched processes and of every core.
 pub(crate) struct Sample {
-    thread_ns: HashMap<u32, u64>,
+    threads: HashMap<u32, Thread>,
     process_ticks: u64,
     cores: Vec<CoreTicks>,
+}
+
+/// A thread's CPU time so far.
+struct Thread {
+    ns: u64,
+    name: String,
 }
 
 #[derive(Clone, Copy)]
@@ -43,8 +49,19 @@ pub(crate) struct Spending {
     pub(crate) threads_ended: usize,
     /// Threads alive at the end.
     pub(crate) threads: usize,
+    /// Those of them that spent anything, the busiest first: how work is spread over workers.
+    pub(crate) by_thread: Vec<ThreadSpending>,
     /// Each core of the machine, whoever used it.
     pub(crate) cores: Vec<CoreSpending>,
+}
+
+/// One thread's share.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct ThreadSpending {
+    pub(crate) tid: u32,
+    /// As the thread calls itself; empty where it has ended meanwhile.
+    pub(crate) name: String,
+    pub(crate) seconds: f64,
 }
 
 /// One core's time, in seconds, in steps of 10 ms.
@@ -61,27 +78,23 @@ pub(crate) struct CoreSpending {
 impl Sample {
     /// Reads the counters of `pids` and of the machine.
     pub(crate) fn take(pids: &[u32]) -> Result<Sample, LoadError> {
-        let mut thread_ns = HashMap::new();
+        let mut threads = HashMap::new();
         let mut process_ticks = 0;
         for &pid in pids {
-            read_threads(pid, &mut thread_ns).map_err(|source| LoadError::Unwatchable { pid, source })?;
+            read_threads(pid, &mut threads).map_err(|source| LoadError::Unwatchable { pid, source })?;
             process_ticks +=
                 read_process_ticks(pid).map_err(|source| LoadError::Unwatchable { pid, source })?;
         }
         let stat = fs::read_to_string("/proc/stat").map_err(LoadError::system("read /proc/stat"))?;
-        Ok(Sample { thread_ns, process_ticks, cores: parse_cores(&stat) })
+        Ok(Sample { threads, process_ticks, cores: parse_cores(&stat) })
     }
 
     /// What was spent from `self` to `later`.
     pub(crate) fn until(&self, later: &Sample) -> Spending {
-        let threads_ns: u64 = later
-            .thread_ns
-            .iter()
-            .map(|(tid, ns)| ns.saturating_sub(self.thread_ns.get(tid).copied().unwrap_or(0)))
-            .sum();
-        let threads_seconds = seconds_from_ns(threads_ns);
+        let by_thread = self.threads_until(later);
+        let threads_seconds = by_thread.iter().map(|thread| thread.seconds).sum();
         let processes_seconds = seconds_from_ticks(later.process_ticks.saturating_sub(self.process_ticks));
-        let threads_ended = self.thread_ns.keys().filter(|tid| !later.thread_ns.contains_key(tid)).count();
+        let threads_ended = self.threads.keys().filter(|tid| !later.threads.contains_key(tid)).count();
         let short_lived = processes_seconds - threads_seconds > TOLERATED_DIFFERENCE_SECONDS;
         let cores = self.cores.iter().zip(&later.cores).map(|(from, to)| CoreSpending {
             busy_seconds: seconds_from_ticks(to.busy.saturating_sub(from.busy)),
@@ -93,9 +106,21 @@ impl Sample {
             threads_seconds,
             processes_seconds,
             threads_ended,
-            threads: later.thread_ns.len(),
+            threads: later.threads.len(),
+            by_thread,
             cores: cores.collect(),
         }
+    }
+
+    fn threads_until(&self, later: &Sample) -> Vec<ThreadSpending> {
+        let spent = later.threads.iter().map(|(&tid, thread)| {
+            let before = self.threads.get(&tid).map_or(0, |thread| thread.ns);
+            let seconds = seconds_from_ns(thread.ns.saturating_sub(before));
+            ThreadSpending { tid, name: thread.name.clone(), seconds }
+        });
+        let mut by_thread: Vec<ThreadSpending> = spent.filter(|thread| thread.seconds > 0.0).collect();
+        by_thread.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
+        by_thread
     }
 }
 
@@ -109,7 +134,7 @@ fn seconds_from_ticks(ticks: u64) -> f64 {
     ticks as f64 / TICKS_PER_SECOND
 }
 
-fn read_threads(pid: u32, thread_ns: &mut HashMap<u32, u64>) -> std::io::Result<()> {
+fn read_threads(pid: u32, threads: &mut HashMap<u32, Thread>) -> std::io::Result<()> {
     for entry in fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task"))? {
         let path = entry?.path();
         let tid = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
@@ -117,7 +142,8 @@ fn read_threads(pid: u32, thread_ns: &mut HashMap<u32, u64>) -> std::io::Result<
         let Ok(schedstat) = fs::read_to_string(path.join("schedstat")) else { continue };
         let ns = schedstat.split_ascii_whitespace().next().and_then(|field| field.parse().ok());
         if let (Some(tid), Some(ns)) = (tid, ns) {
-            thread_ns.insert(tid, ns);
+            let name = fs::read_to_string(path.join("comm")).unwrap_or_default().trim_end().to_owned();
+            threads.insert(tid, Thread { ns, name });
         }
     }
     Ok(())
@@ -180,6 +206,8 @@ mod tests {
             sum = (0..1_000_000).fold(sum, |sum, term| std::hint::black_box(sum ^ term));
             let spending = before.until(&Sample::take(&[pid]).expect("this process is watchable"));
             if spending.threads_seconds > 0.05 {
+                let busiest = spending.by_thread.first().expect("a thread has spent that time");
+                assert!(busiest.seconds > 0.0 && !busiest.name.is_empty(), "{busiest:?}");
                 break;
             }
         }
