@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import goals, install, measure, peers, procs, report, rounds, tools
+from . import install, measure, peers, procs, report, rounds, tools
 from .scenarios import FAMILIES, SCENARIOS
 
 PERF = Path(__file__).resolve().parent.parent
@@ -50,6 +50,8 @@ def _parse():
     parser.add_argument("--ringweir", type=Path, metavar="PATH", help="use this binary and do not build one")
     parser.add_argument("--also", action="append", default=[], metavar="NAME=PATH",
                         help="another ringweir beside it, io_uring engine, as peer NAME; may be repeated")
+    parser.add_argument("--splice-at", metavar="BYTES",
+                        help="ringweir with these values of engine.splice too, separated by commas, as peers splice-BYTES")
     parser.add_argument("--realm", type=Path, metavar="PATH", help="where realm is, if not in PATH")
     parser.add_argument("--no-build", action="store_true", help="use the binaries that are there")
     parser.add_argument("--peers", metavar="NAMES", help="only these, separated by commas")
@@ -65,7 +67,7 @@ def _parse():
     parser.add_argument("--add", action="store_true",
                         help="keep what --out holds of other scenarios: a long run in slices, one report")
     parser.add_argument("--results", nargs="?", type=Path, const=Path(), metavar="FOLDER",
-                        help="print the goals as tables from a run's results.json (default: the newest), and end")
+                        help="print a run's tables for RESULTS.md and draw its plots again (default: the newest), and end")
     parser.add_argument("--list", action="store_true", help="name the scenarios and end")
     options = parser.parse_args()
     if options.add and options.out is None:
@@ -91,9 +93,7 @@ def _results(options):
         raise procs.LabError(f"{_shown(folder / 'results.json')} does not exist: measure first")
     facts, present, records = report.read(folder)
     report.write(folder, facts, present, records)
-    print(f"<!-- {facts['when']}, Linux {facts['kernel']}, {facts['cpu']}, {facts['cores']} cores; "
-          f"{facts['rounds']} rounds of {facts['window_s']:.1f} s -->\n")
-    print(goals.markdown(present, records))
+    print(report.tables(facts, present, records))
     return 0
 
 
@@ -101,7 +101,8 @@ def _run(options):
     load_core, forwarder_core = _cores(options)
     procs.raise_descriptor_limit()
     load, ringweir = _binaries(options)
-    present, absent = peers.find(ringweir, options.realm, _others(options.also))
+    thresholds = options.splice_at.split(",") if options.splice_at else []
+    present, absent = peers.find(ringweir, options.realm, _others(options.also), thresholds)
     scenarios, unfit = _scenarios(options)
     absent += unfit
     for reason in absent:

@@ -90,10 +90,13 @@ class Peer:
 NO_FORWARDER = Peer("no-forwarder", "the load straight at its backend", None, in_short=False, floor=True)
 
 
-def find(ringweir, realm=None, others=()):
-    """All peers present, and for each absent one a sentence. `others`: more ringweir binaries, as (name, path)."""
+def find(ringweir, realm=None, others=(), thresholds=()):
+    """All peers present, and for each absent one a sentence.
+
+    `others`: more ringweir binaries, as (name, path). `thresholds`: more values of engine.splice.
+    """
     present, absent = [], []
-    looks = [_nginx, _haproxy, lambda: _realm(realm), lambda: _ringweir(ringweir)]
+    looks = [_nginx, _haproxy, lambda: _realm(realm), lambda: _ringweir(ringweir, thresholds)]
     looks += [lambda name=name, path=path: _other_ringweir(name, path) for name, path in others]
     for look in looks:
         peers, reason = look()
@@ -160,15 +163,20 @@ def _realm(given):
     return [Peer("realm", _first_line(_output([binary, "--version"])), command)], None
 
 
-def _ringweir(binary):
+def _ringweir(binary, thresholds):
     if binary is None or not Path(binary).exists():
         return [], f"ringweir is not built ({binary or 'no binary'}): its engines are left out"
     peers = [_ringweir_peer("ringweir-uring", binary, "io-uring")]
     reason = None
-    if _takes_splice_off(binary):
+    if _takes(binary, SPLICE_OFF):
         peers.append(_ringweir_peer("ringweir-uring-copy", binary, "io-uring", SPLICE_OFF, in_short=False))
     else:
         reason = "ringweir-uring-copy: this ringweir does not know engine.splice"
+    for threshold in thresholds:
+        splice = f"splice = {threshold}\n"
+        if not threshold.isdecimal() or not _takes(binary, splice):
+            raise procs.LabError(f"--splice-at {threshold}: this ringweir does not take engine.splice = {threshold}")
+        peers.append(_ringweir_peer(f"splice-{threshold}", binary, "io-uring", splice))
     return peers + [_ringweir_peer("ringweir-tokio", binary, "tokio")], reason
 
 
@@ -192,8 +200,8 @@ def _ringweir_peer(name, binary, engine, splice="", in_short=True):
     return Peer(name, version, command, ours=True, in_short=in_short, status=status)
 
 
-def _takes_splice_off(binary):
-    text = RINGWEIR_CONF.format(engine="io-uring", splice=SPLICE_OFF, workers=1, folder="/nowhere", listen=1, to=2)
+def _takes(binary, splice):
+    text = RINGWEIR_CONF.format(engine="io-uring", splice=splice, workers=1, folder="/nowhere", listen=1, to=2)
     done = subprocess.run([str(binary), "check", "/dev/stdin"], input=text, text=True,
                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     return done.returncode == 0

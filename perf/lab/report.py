@@ -48,6 +48,20 @@ def console(present, scenarios, records):
     return "\n".join(lines)
 
 
+def tables(facts, present, records):
+    """What perf/RESULTS.md holds of a run, ready to paste: the goals, the curve, the ratios of everything."""
+    scenarios = measured(records)
+    parts = [f"{facts['when']}, Linux {facts['kernel']}, {facts['cpu']}, {facts['cores']} cores; up to "
+             f"{facts['rounds']} interleaved rounds, windows of {facts['window_s']:.1f} s.", "",
+             goals.markdown(present, records)]
+    curve = _curve_table(present, scenarios, records)
+    if curve:
+        parts += ["", "CPU µs of an exchange by message size, ×16 (bold is best):", "", curve]
+    parts += ["", "Headline figures over the best peer that is not ringweir:", "",
+              _ratio_table(present, [row for row in scenarios if row.family != "curve"], records)]
+    return "\n".join(parts)
+
+
 def _markdown(facts, present, scenarios, records, drawn):
     parts = ["# ringweir beside other forwarders", "", _conditions(facts, present, records), ""]
     for name, caption in drawn:
@@ -55,6 +69,9 @@ def _markdown(facts, present, scenarios, records, drawn):
     parts += ["## Goals", "", goals.markdown(present, records), "", "## Ratio to the best peer", "",
               "Headline figure of each scenario over that of the best peer that is not ringweir. "
               "Below 1 is better, except for sessions alive.", "", _ratio_table(present, scenarios, records)]
+    curve = _curve_table(present, scenarios, records)
+    if curve:
+        parts += ["", "## CPU µs of an exchange by message size, ×16", "", curve]
     parts += ["", "## Figures", "", "Median over the rounds, least and most in brackets. Bold is best.", ""]
     for scenario in scenarios:
         parts += [f"### {scenario.name}: {scenario.title}", "", f"`{_command(scenario)}`", "",
@@ -102,6 +119,19 @@ def _ratio_table(present, scenarios, records):
             row.append(f"{mark}{spread[0] / best[1]:.2f}" if best and best[1] and spread else "–")
         rows.append(row)
     return table(["scenario"] + [peer.name for peer in peers_shown], rows)
+
+
+def _curve_table(present, scenarios, records):
+    rows = []
+    for scenario in (row for row in scenarios if row.family == "curve"):
+        metric = scenario.metrics[0]
+        spreads = [figures.figures(records, scenario, peer, metric) for peer in present if not peer.floor]
+        best = min((spread[0] for spread in spreads if spread), default=None)
+        marks = ["~" if figures.is_disturbed(records, scenario, peer) else "" for peer in present if not peer.floor]
+        texts = [f"{mark}{spread[0]:,.1f}" if spread else "–" for mark, spread in zip(marks, spreads)]
+        texts = [f"**{text}**" if spread and spread[0] == best else text for text, spread in zip(texts, spreads)]
+        rows.append([scenario.name.removeprefix("curve-"), *texts])
+    return table(["size"] + [peer.name for peer in present if not peer.floor], rows) if rows else ""
 
 
 def _figure_table(present, scenario, records):
