@@ -6,9 +6,6 @@ from xml.sax.saxutils import escape
 WIDTH, LEFT, RIGHT = 860, 64, 180
 HEIGHT, TITLE, FOOT, GAP = 260, 28, 34, 22
 
-# Okabe and Ito's colours, which the colour-blind tell apart; ours are thick.
-COLOURS = ("#8a93a0", "#e69f00", "#b8860b", "#009e73", "#cc79a7", "#56b4e9", "#0072b2", "#d55e00", "#7a5195")
-
 STYLE = """\
 text { font: 12px system-ui, sans-serif; fill: #444 }
 .title { font-weight: 600 }
@@ -37,9 +34,9 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """A peer's points, (x, y). `order` is the peer's own in all panels: it chooses the colour."""
+    """A peer's points, (x, y)."""
     name: str
-    order: int
+    colour: str
     points: list
     style: str = ""                 # "ours", "floor" or nothing
 
@@ -90,11 +87,10 @@ def _panel(panel, top):
         y = floor - panel.y.at(value) * HEIGHT
         parts.append(f'<line class="mark" x1="{LEFT}" x2="{LEFT + width}" y1="{y:.1f}" y2="{y:.1f}"/>')
     for row, series in enumerate(panel.series):
-        colour = COLOURS[series.order % len(COLOURS)]
         points = " ".join(f"{LEFT + panel.x.at(x) * width:.1f},{floor - panel.y.at(y) * HEIGHT:.1f}"
                           for x, y in series.points)
         y, x = top + TITLE + 10 + row * 18, LEFT + width + 14
-        parts.append(f'<polyline class="line {series.style}" stroke="{colour}" points="{points}"/>'
-                     f'<line class="line {series.style}" stroke="{colour}" x1="{x}" x2="{x + 22}" y1="{y}" y2="{y}"/>'
+        parts.append(f'<polyline class="line {series.style}" stroke="{series.colour}" points="{points}"/>'
+                     f'<line class="line {series.style}" stroke="{series.colour}" x1="{x}" x2="{x + 22}" y1="{y}" y2="{y}"/>'
                      f'<text x="{x + 28}" y="{y + 4}">{escape(series.name)}</text>')
     return parts

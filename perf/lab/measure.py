@@ -178,6 +178,9 @@ def _judge(rig, peer, scenario, raw):
                    if raw["latency_us"].get(name) is not None}
     else:
         values |= {"cpu_s_per_gib": cpu * GIB / raw["bytes"], "gib_per_s": raw["bytes"] / GIB / payload_s}
+    machine = sum(core["busy_seconds"] for core in spending["cores"])
+    values |= {"machine_us_per_unit": machine * 1e6 / raw["units"]} if raw["units"] else \
+        {"machine_s_per_gib": machine * GIB / raw["bytes"]}
     if scenario.place is Place.BOTH:
         shares = sorted((thread["seconds"] for thread in spending["by_thread"]), reverse=True)[:scenario.workers]
         values["busiest_share"] = 100 * shares[0] / sum(shares)

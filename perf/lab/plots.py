@@ -3,6 +3,14 @@ from xml.sax.saxutils import escape
 
 from . import bars, figures, hdr, lines
 from .lines import Axis, Panel, Series
+from .scenarios import Place
+
+# Okabe and Ito's colours, which the colour-blind tell apart; a peer keeps its own in every plot. Ours are thick as well.
+COLOURS = {
+    "nginx": "#009e73", "haproxy": "#b5a642", "haproxy-auto": "#8a93a0", "haproxy-splice": "#e69f00", "realm": "#d55e00",
+    "ringweir-uring": "#0072b2", "ringweir-uring-copy": "#56b4e9", "ringweir-tokio": "#cc79a7", "no-forwarder": "#8a93a0",
+}
+OTHERS = ("#7a5195", "#2f4b7c", "#665191", "#a05195", "#003f5c")
 
 QUANTILES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999)
 PERCENTILE_TICKS = ((0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %"), (0.9999, "99.99 %"))
@@ -20,7 +28,9 @@ def write(out, present, scenarios, records):
     panels = _curve(present, [row for row in scenarios if row.family == "curve"], records)
     if panels:
         drawn.append(("curve.svg", "CPU by message size", lines.draw(panels)))
-    panels = [panel for row in plain if (panel := _latency(out / "raw", present, row, records))]
+    # Open loops first: in closed ones latency is mostly the queue of the other connections.
+    rows = sorted((row for row in plain if row.place is Place.ALONE), key=lambda row: not row.is_open_loop)
+    panels = [panel for row in rows if (panel := _latency(out / "raw", present, row, records))]
     if panels:
         drawn.append(("latency.svg", "latency by percentile", lines.draw(panels)))
     for name, _, text in drawn:
@@ -42,7 +52,7 @@ def _bar_groups(present, scenarios, records):
 def _curve(present, scenarios, records):
     """CPU per message size: beside the best rival of each size, and as it is."""
     ratios, absolute = [], []
-    for order, peer in enumerate(present):
+    for peer, colour in zip(present, _colours(present)):
         ratio, plain = [], []
         for scenario in scenarios:
             metric = scenario.metrics[0]
@@ -53,8 +63,8 @@ def _curve(present, scenarios, records):
                 if best:
                     ratio.append((scenario.size_bytes, spread[0] / best[1]))
         style = "ours" if peer.ours else ""
-        absolute += [Series(peer.name, order, plain, style)] if plain else []
-        ratios += [Series(peer.name, order, ratio, style)] if ratio else []
+        absolute += [Series(peer.name, colour, plain, style)] if plain else []
+        ratios += [Series(peer.name, colour, ratio, style)] if ratio else []
     sizes = sorted({x for series in absolute for x, _ in series.points})
     if len(sizes) < 2:
         return []
@@ -72,7 +82,7 @@ def _curve(present, scenarios, records):
 def _latency(raw, present, scenario, records):
     """Every calm round of a peer in one histogram: percentiles of windows cannot be averaged."""
     series = []
-    for order, peer in enumerate(present):
+    for peer, colour in zip(present, _colours(present)):
         rows = [row for row in records if row["scenario"] == scenario.name and row["peer"] == peer.name
                 and row.get("hlog") and (raw / row["hlog"]).exists()]
         rows = [row for row in rows if not row["disturbed"]] or sorted(rows, key=lambda row: row["disturbance"])[:1]
@@ -83,7 +93,7 @@ def _latency(raw, present, scenario, records):
         points = [(1 / (1 - quantile), value / 1e3) for quantile, value in hdr.at_quantiles(counts, QUANTILES)]
         if points:
             style = "ours" if peer.ours else "floor" if peer.floor else ""
-            series.append(Series(peer.name, order, points, style))
+            series.append(Series(peer.name, colour, points, style))
     if not series:
         return None
     last = max(x for one in series for x, _ in one.points)
@@ -91,6 +101,11 @@ def _latency(raw, present, scenario, records):
     x = Axis(2.0, max(last, 100.0), tuple(tick for tick in ticks if tick[0] <= last * 1.001))
     y = lines.logarithmic([value for one in series for _, value in one.points], _microseconds)
     return Panel(f"{scenario.title}: latency by percentile, calm rounds together", x, y, series)
+
+
+def _colours(present):
+    strangers = [peer.name for peer in present if peer.name not in COLOURS]
+    return [COLOURS.get(peer.name) or OTHERS[strangers.index(peer.name) % len(OTHERS)] for peer in present]
 
 
 def _size(size_bytes):

@@ -14,6 +14,8 @@ class Metric:
 
 CPU_PER_UNIT = Metric("cpu_us_per_unit", "CPU µs", 1)
 CPU_PER_GIB = Metric("cpu_s_per_gib", "CPU s/GiB", 3)
+MACHINE_PER_UNIT = Metric("machine_us_per_unit", "machine µs", 1)
+MACHINE_PER_GIB = Metric("machine_s_per_gib", "machine s/GiB", 3)
 UNIT_RATE = Metric("units_per_s", "/s", 0, lower_is_better=False)
 BYTE_RATE = Metric("gib_per_s", "GiB/s", 2, lower_is_better=False)
 P50 = Metric("p50_us", "p50 µs", 0)
@@ -76,8 +78,8 @@ class Scenario:
         return window if self.tool is Tool.LOAD else float(max(1, round(window)))
 
 
-EXCHANGE = (CPU_PER_UNIT, UNIT_RATE, P50, P99)
-STREAM = (CPU_PER_GIB, BYTE_RATE)
+EXCHANGE = (CPU_PER_UNIT, UNIT_RATE, P50, P99, MACHINE_PER_UNIT)
+STREAM = (CPU_PER_GIB, BYTE_RATE, MACHINE_PER_GIB)
 LATENCY = (P99_TYPICAL, P50, P99, P999, CPU_PER_UNIT)
 HELD = (ALIVE, DESCRIPTORS, MEMORY)
 
