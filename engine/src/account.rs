@@ -33,11 +33,12 @@ impl Worker {
         let Some(live) = self.sessions.get_mut(id) else { return };
         pump::drop_held(live, Side::Client, &mut self.tools);
         pump::drop_held(live, Side::Upstream, &mut self.tools);
-        let Some(live) = self.sessions.remove(id) else { return };
+        let Some(mut live) = self.sessions.remove(id) else { return };
         if let Some((_, timer)) = live.armed {
             self.cancel_timer(timer);
         }
         let Some(closing) = live.closing else { unreachable!("only closing sessions are finished") };
+        live.session.handle_closed(self.tools.now);
         if let Some(record) = live.session.record(closing.reason, self.tools.now) {
             record.log();
         }

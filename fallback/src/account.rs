@@ -22,6 +22,7 @@ pub(crate) fn finish(mut live: Live, closing: Closing) {
     for direction in Direction::BOTH {
         live.drop_held(direction);
     }
+    live.session.handle_closed(live.now);
     if let Some(record) = live.session.record(closing.reason, live.now) {
         record.log();
     }

@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::close::{CloseReason, ConnectError};
+use crate::histogram::Histograms;
 use crate::snapshot::WorkerIndex;
 use crate::way::Refusal;
 
@@ -14,6 +15,11 @@ use crate::way::Refusal;
 pub struct Counter(AtomicU64);
 
 impl Counter {
+    /// Zero.
+    pub const fn new() -> Counter {
+        Counter(AtomicU64::new(0))
+    }
+
     /// Adds `n`. Only the owning worker may call this.
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
@@ -85,6 +91,8 @@ pub struct TargetCell {
     pub bytes_up: Counter,
     /// Bytes from this target to clients.
     pub bytes_down: Counter,
+    /// How long things took there, and how much went through.
+    pub histograms: Histograms,
 }
 
 /// What one worker counts for one listener.
@@ -102,6 +110,8 @@ pub struct ListenerCell {
     pub bytes_down: Counter,
     /// Which way they went.
     pub ways: WayCell,
+    /// How long things took there, and how much went through.
+    pub histograms: Histograms,
 }
 
 /// What one worker counts of pipes and buffers for one listener.

@@ -64,6 +64,7 @@ impl Session {
             cell.attempts.add(1);
             cell.active.add(1);
         });
+        self.measure_pick(now);
         self.approach(upstream, deadline, now);
     }
 
@@ -188,6 +189,7 @@ impl Session {
         let mut pumps = Pumps::new(now, patience, splicing, allowance, setup.client_ended);
         pumps.count_early(bytes);
         self.pumps = Some(pumps);
+        self.measure_commit(now);
         self.committed_at = Some(now);
         self.count(|cell| cell.committed.add(1));
         self.count_bytes(Direction::Up, bytes);

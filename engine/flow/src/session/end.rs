@@ -44,7 +44,7 @@ impl Session {
     }
 
     pub(super) fn check_end(&mut self) {
-        if self.closing.is_none()
+        if !self.ended
             && let Some(closing) = self.pumps.as_ref().and_then(Pumps::poll_closing)
         {
             if closing.reason == CloseReason::UpstreamReset {
@@ -63,7 +63,8 @@ impl Session {
             setup.stage = Stage::Closed;
         }
         let committed = self.committed_at.is_some();
-        self.release_path(|cell| {
+        self.count(|cell| {
+            cell.active.sub(1);
             if !committed {
                 cell.abandoned.add(1);
             }

@@ -12,6 +12,7 @@
 
 mod approach;
 mod end;
+mod figures;
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -80,7 +81,7 @@ pub struct Session {
     last_error: Option<ConnectError>,
     /// What the client asked for, kept for the log alone.
     destination: Option<Box<Destination>>,
-    /// The targets that count this session as active at the moment.
+    /// The targets that count this session as active at the moment; once it has ended, those it went through.
     path: Path,
     /// The upstream that was tried last.
     upstream: Option<TargetIndex>,
@@ -90,6 +91,7 @@ pub struct Session {
     /// Everything that is needed only until the pump runs.
     setup: Option<Box<Setup>>,
     pumps: Option<Pumps>,
+    first_byte: FirstByte,
 }
 
 #[derive(Debug)]
@@ -102,7 +104,22 @@ struct Setup {
     /// None before it is complete, and for ever on a plain `tcp` listener.
     request: Option<Request>,
     dispatch: Dispatch,
+    /// When the first target was picked, and the one that is tried now.
+    picked: Option<Picked>,
     next_attempt: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Picked {
+    first_at: Instant,
+    last_at: Instant,
+}
+
+/// Whether the upstream has sent anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FirstByte {
+    Awaited,
+    Seen,
 }
 
 #[derive(Debug)]
@@ -148,6 +165,7 @@ impl Session {
             client_ended: false,
             request: None,
             dispatch: Dispatch::new(settings.target),
+            picked: None,
             next_attempt: 0,
         };
         let allowed = client.is_allowed(settings.allow.as_deref());
@@ -167,6 +185,7 @@ impl Session {
             closing: None,
             setup: Some(Box::new(setup)),
             pumps: None,
+            first_byte: FirstByte::Awaited,
         };
         if !allowed {
             session.close(Closing {
@@ -319,6 +338,12 @@ impl Session {
         self.close(Closing::plain(reason));
     }
 
+    /// Everything that [`Command::Close`] asked for is done. Called once: what is known at the end is counted.
+    pub fn handle_closed(&mut self, now: Instant) {
+        self.measure_end(now);
+        self.path.clear();
+    }
+
     /// When [`Session::handle_timeout`] is due, if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if let Some(pumps) = &self.pumps {
@@ -372,6 +397,9 @@ impl Session {
         if let Some(pumps) = &mut self.pumps {
             let is_piped = pumps.is_piping(direction);
             let switch = pumps.handle_received(direction, bytes, now);
+            if direction == Direction::Down && self.first_byte == FirstByte::Awaited {
+                self.measure_first_byte(now);
+            }
             if is_piped || switch.is_some() {
                 self.count_way(direction, if is_piped { bytes as u64 } else { 0 }, switch);
             }
