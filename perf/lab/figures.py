@@ -34,10 +34,14 @@ def ratio_of_medians(records, scenario, ours, rival, metric):
 
 def ratios_by_round(records, scenario, ours, rival, metric):
     """Ours over theirs in every round in which both were calm: what the machine did to one it did to the other."""
-    by_round = [{row["round"]: row["values"][metric.key] for row in _rows(records, scenario, peer)
-                 if metric.key in row["values"] and not row["disturbed"]} for peer in (ours, rival)]
-    return [by_round[0][number] / by_round[1][number] for number in sorted(by_round[0].keys() & by_round[1].keys())
-            if by_round[1][number]]
+    mine, its = (by_round(records, scenario, peer, metric) for peer in (ours, rival))
+    return [mine[number] / its[number] for number in sorted(mine.keys() & its.keys()) if its[number]]
+
+
+def by_round(records, scenario, peer, metric):
+    """{round: figure} of the calm rounds."""
+    return {row["round"]: row["values"][metric.key] for row in _rows(records, scenario, peer)
+            if metric.key in row["values"] and not row["disturbed"]}
 
 
 def show(spread, metric):

@@ -72,15 +72,16 @@ def table(header, rows):
 
 
 def speedup(records, ours, name):
-    """(value, [place, CPU per unit]…) of two workers over one, or None where a part of it was not measured."""
-    parts = []
-    for place in ("alone", "beside", "two"):
-        scenario = BY_NAME[f"scale-{name}-{place}"]
-        spread = figures.figures(records, scenario, ours, scenario.metrics[0])
-        if spread is None:
-            return None
-        parts.append(spread[0])
-    return (parts[0] + parts[1]) / parts[2], parts
+    """(speedups of the rounds that were calm in all three places, median CPU per unit by place), or None."""
+    scenarios = [BY_NAME[f"scale-{name}-{place}"] for place in ("alone", "beside", "two")]
+    spreads = [figures.figures(records, scenario, ours, scenario.metrics[0]) for scenario in scenarios]
+    if not all(spreads):
+        return None
+    by_place = [figures.by_round(records, scenario, ours, scenario.metrics[0]) for scenario in scenarios]
+    numbers = sorted(set.intersection(*(set(rounds) for rounds in by_place)))
+    speedups = [(by_place[0][number] + by_place[1][number]) / by_place[2][number] for number in numbers]
+    medians = [spread[0] for spread in spreads]
+    return speedups or [(medians[0] + medians[1]) / medians[2]], medians
 
 
 def _row(goal, ours, present, records):
@@ -140,7 +141,11 @@ def _scaling_row(goal, ours, records):
     limit = f"≥ {goal.at_least:.1f} ×"
     if found is None:
         return [title, metric.unit, "one worker", "–", "–", "–", limit, "not measured"]
-    value, (alone, beside, two) = found
+    speedups, (alone, beside, two) = found
+    value = median(speedups)
+    span = f" ({min(speedups):.2f}–{max(speedups):.2f}, {len(speedups)})" if len(speedups) > 1 else ""
+    told = "yes" if value >= goal.at_least else "no"
+    if min(speedups) < goal.at_least <= max(speedups):
+        told += ", barely" if value >= goal.at_least else ", nearly"
     one = f"{alone:,.{metric.digits}f} alone, {beside:,.{metric.digits}f} beside the load"
-    return [title, metric.unit, "one worker", one, f"{two:,.{metric.digits}f}", f"{value:.2f}", limit,
-            "yes" if value >= goal.at_least else "no"]
+    return [title, metric.unit, "one worker", one, f"{two:,.{metric.digits}f}", f"{value:.2f}{span}", limit, told]
