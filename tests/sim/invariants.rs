@@ -372,8 +372,8 @@ impl Witness {
                     && is_down_whole
                     && client.has_ended()
                     && upstream.has_ended()
-                    && client.is_shut_down
-                    && upstream.is_shut_down,
+                    && is_half_closed
+                    && [client, upstream].iter().all(|conn| conn.may_be_closed()),
                 [Ending::Plain, Ending::Plain],
             ),
             CloseReason::ClientReset => {

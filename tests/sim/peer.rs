@@ -156,6 +156,12 @@ impl Conn {
         self.broken != Broken::No
     }
 
+    /// Whether close(2) would tell the peer of an orderly end, or it has been told already: a socket that is closed
+    /// with bytes unread resets.
+    pub(crate) fn may_be_closed(&self) -> bool {
+        self.is_shut_down || (self.heard_end && self.taken == self.written)
+    }
+
     /// Whether the peer has ended its stream in order.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self.far, Far::Ended | Far::Closed)

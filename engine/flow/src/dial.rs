@@ -35,7 +35,7 @@ pub enum UpstreamAddr {
 /// The connects towards one upstream.
 #[derive(Debug)]
 pub(crate) struct Dial {
-    waiting: VecDeque<UpstreamAddr>,
+    waiting: smallvec::IntoIter<[UpstreamAddr; 2]>,
     in_flight: SmallVec<[AttemptId; 2]>,
     next_at: Instant,
     deadline: Instant,
@@ -56,7 +56,7 @@ pub(crate) enum Next {
 impl Dial {
     pub(crate) fn new(addresses: impl IntoIterator<Item = UpstreamAddr>, deadline: Instant) -> Dial {
         Dial {
-            waiting: addresses.into_iter().take(MAX_ADDRESSES).collect(),
+            waiting: addresses.into_iter().take(MAX_ADDRESSES).collect::<SmallVec<_>>().into_iter(),
             in_flight: SmallVec::new(),
             next_at: Instant::ZERO,
             deadline,
@@ -67,7 +67,7 @@ impl Dial {
     /// Asked after every event, and again until it says other than connect.
     pub(crate) fn next(&mut self, now: Instant) -> Next {
         if (self.in_flight.is_empty() || now >= self.next_at)
-            && let Some(address) = self.waiting.pop_front()
+            && let Some(address) = self.waiting.next()
         {
             return Next::Connect(address);
         }
@@ -110,7 +110,7 @@ impl Dial {
     }
 
     pub(crate) fn poll_timeout(&self) -> Instant {
-        if self.waiting.is_empty() { self.deadline } else { self.deadline.min(self.next_at) }
+        if self.waiting.len() == 0 { self.deadline } else { self.deadline.min(self.next_at) }
     }
 }
 

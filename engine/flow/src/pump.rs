@@ -42,6 +42,14 @@ impl Direction {
     /// Both.
     pub const BOTH: [Direction; 2] = [Direction::Up, Direction::Down];
 
+    /// The opposite one.
+    pub const fn other(self) -> Direction {
+        match self {
+            Direction::Up => Direction::Down,
+            Direction::Down => Direction::Up,
+        }
+    }
+
     /// Where its bytes come from.
     pub const fn source(self) -> Side {
         match self {
@@ -291,12 +299,12 @@ impl Pumps {
             return;
         }
         // A broken connection reads as ended once its error was reported elsewhere: that is no orderly end.
-        let broken = self.broken == Some(direction.source());
-        if broken {
+        if self.broken == Some(direction.source()) {
             self.break_off(direction);
-        } else {
-            self.pump_mut(direction).state = State::Ended;
+            return;
         }
+        let state = if self.is_last(direction) { State::Over } else { State::Ended };
+        self.pump_mut(direction).state = state;
     }
 
     /// Receiving from the source failed: it is broken.
@@ -373,6 +381,17 @@ impl Pumps {
         self.pump_mut(direction).state = state;
     }
 
+    /// Whether the end of a direction is the end of the session. Its sink need not be told then: it is closed at once,
+    /// which tells the same, for nothing of what the sink sent is unread.
+    fn is_last(&self, direction: Direction) -> bool {
+        let is_flushed = match direction {
+            Direction::Up => self.ahead == Ahead::Sent,
+            // What the session says to the client is sent before it asks for bytes from the upstream.
+            Direction::Down => true,
+        };
+        is_flushed && self.broken.is_none() && self.is_over(direction.other())
+    }
+
     fn limit(&self) -> (Duration, CloseReason) {
         if self.is_over(Direction::Up) || self.is_over(Direction::Down) {
             (self.patience.half_close, CloseReason::HalfCloseTimeout)
@@ -440,8 +459,21 @@ mod tests {
         pumps.handle_sent(Down, 1, NOW);
         assert_eq!(pumps.poll_step(Down), Some(RECEIVE));
         pumps.handle_ended(Down, NOW);
-        assert_eq!(pumps.poll_closing(), None, "the client has not been told yet");
+        let closing = Some(Closing::plain(CloseReason::Finished));
+        assert_eq!(pumps.poll_closing(), closing, "the close tells the client");
+        assert_eq!(pumps.poll_step(Down), None);
+    }
+
+    #[test]
+    fn the_last_end_waits_for_what_was_commanded_ahead_of_the_pump() {
+        let mut pumps = pumps();
+        assert_eq!(pumps.adopt_receive(), Some(RECEIVE));
+        pumps.poll_step(Down);
+        pumps.handle_ended(Down, NOW);
         assert_eq!(pumps.poll_step(Down), Some(Step::ShutDown));
+        pumps.handle_ended(Up, NOW);
+        assert_eq!(pumps.poll_closing(), None, "early bytes are still to be sent");
+        assert_eq!(pumps.poll_step(Up), Some(Step::ShutDown), "they are sent");
         assert_eq!(pumps.poll_closing(), Some(Closing::plain(CloseReason::Finished)));
     }
 

@@ -8,7 +8,7 @@ use crate::account::WayCell;
 use crate::pump::Direction;
 
 /// A receive of so many bytes is one of a stream.
-pub const STREAMING_BYTES: usize = 32 * 1024;
+pub const STREAMING_BYTES: usize = 16 * 1024;
 
 /// So many such receives in a row, and a direction goes through a pipe.
 const STREAMING_RECEIVES: u8 = 2;
