@@ -36,11 +36,18 @@ pub(crate) fn drive(live: &mut Live, id: SessionId, tools: &mut Tools) {
 
 fn carry_out(command: Command, live: &mut Live, id: SessionId, tools: &mut Tools) {
     match command {
-        Command::Send(side, bytes) => match live.stream(side) {
-            Some(stream) => stream.outbox.extend_from_slice(&bytes),
-            // Bytes for the upstream come just ahead of the pump command that names its socket.
-            None => live.dials.early.extend_from_slice(&bytes),
-        },
+        Command::Send(side, bytes) => {
+            let outbox = match live.stream(side) {
+                Some(stream) => &mut stream.outbox,
+                // Bytes for the upstream come just ahead of the pump command that names its socket.
+                None => &mut live.dials.early,
+            };
+            if outbox.capacity() == 0 {
+                *outbox = tools.ring.spare_bytes();
+            }
+            outbox.extend_from_slice(&bytes);
+            live.session.recycle(bytes);
+        }
         Command::ShutDownClient => live.client.after_outbox = AfterOutbox::ShutDown,
         Command::Connect { attempt, address, local } => {
             connect::start(live, id, attempt, &address, local, tools);

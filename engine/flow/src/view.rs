@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::pick::{self, Memory};
+use crate::session::Spares;
 use crate::snapshot::{Group, Snapshot, TargetIndex, TargetKind, WorkerIndex};
 
 /// A snapshot as one worker sees it. Sessions hold it by `Rc`: no counter is shared between cores, and a session
@@ -15,6 +16,7 @@ pub struct View {
     snapshot: Arc<Snapshot>,
     worker: WorkerIndex,
     private: RefCell<Private>,
+    spares: Spares,
 }
 
 /// What only this worker writes.
@@ -30,15 +32,15 @@ impl View {
     pub fn new(snapshot: Arc<Snapshot>, worker: WorkerIndex, seed: u64) -> Rc<View> {
         let memories = groups(&snapshot).map(|group| group.map(|group| Memory::new(group, worker))).collect();
         let private = RefCell::new(Private { rng: fastrand::Rng::with_seed(seed), memories });
-        Rc::new(View { snapshot, worker, private })
+        Rc::new(View { snapshot, worker, private, spares: Spares::default() })
     }
 
     /// The view of the next snapshot. Groups that keep their name keep what the worker remembers for them.
     pub fn succeeded_by(&self, snapshot: Arc<Snapshot>) -> Rc<View> {
         let rng = self.private.borrow_mut().rng.fork();
-        let private = self.private.borrow();
+        let old = self.private.borrow();
         let before: HashMap<&str, (&Memory, &Group)> = groups(&self.snapshot)
-            .zip(&private.memories)
+            .zip(&old.memories)
             .zip(&self.snapshot.targets)
             .filter_map(|((group, memory), target)| Some((&*target.name, (memory.as_ref()?, group?))))
             .collect();
@@ -52,7 +54,8 @@ impl View {
                 })
             })
             .collect();
-        Rc::new(View { snapshot, worker: self.worker, private: RefCell::new(Private { rng, memories }) })
+        let private = RefCell::new(Private { rng, memories });
+        Rc::new(View { snapshot, worker: self.worker, private, spares: self.spares.inherit() })
     }
 
     /// The snapshot.
@@ -63,6 +66,10 @@ impl View {
     /// Whose view this is.
     pub fn worker(&self) -> WorkerIndex {
         self.worker
+    }
+
+    pub(crate) fn spares(&self) -> &Spares {
+        &self.spares
     }
 
     /// Picks a member of the group at `index` among those for which `may` holds.

@@ -14,6 +14,10 @@ use crate::token::{MEMORY_BITS, Token};
 /// Pieces that one gathering send takes at most (UIO_MAXIOV); the rest is sent by the next.
 pub(crate) const MAX_PIECES: usize = 1024;
 
+/// Memory of owned sends that is kept for the next ones: as much as a turn may need, and none that is large.
+const MAX_SPARES: usize = 256;
+const MAX_SPARE_BYTES: usize = 4096;
+
 /// What an operation in flight owns.
 pub(crate) enum Memory {
     /// Of a send of one piece.
@@ -45,6 +49,7 @@ pub(crate) struct InFlight {
     slots: Vec<u32>,
     gathers: Vec<Fixed<Gather>>,
     addresses: Vec<Fixed<SocketAddrAny>>,
+    bytes: Vec<Vec<u8>>,
 }
 
 impl InFlight {
@@ -56,6 +61,7 @@ impl InFlight {
             slots: Vec::new(),
             gathers: Vec::new(),
             addresses: Vec::new(),
+            bytes: Vec::new(),
         }
     }
 
@@ -145,6 +151,17 @@ impl InFlight {
 
     pub(crate) fn reuse_address(&mut self, address: Fixed<SocketAddrAny>) {
         self.addresses.push(address);
+    }
+
+    pub(crate) fn spare_bytes(&mut self) -> Vec<u8> {
+        self.bytes.pop().unwrap_or_default()
+    }
+
+    pub(crate) fn reuse_bytes(&mut self, mut bytes: Vec<u8>) {
+        if self.bytes.len() < MAX_SPARES && bytes.capacity() <= MAX_SPARE_BYTES {
+            bytes.clear();
+            self.bytes.push(bytes);
+        }
     }
 
     /// Leaves everything where it is for ever, for a kernel that may still read it.

@@ -194,6 +194,13 @@ impl Ring {
         unsafe { self.submit(entry, token, index) };
     }
 
+    /// Memory that a send of [`Ring::send_owned`] needs no more, for the next; empty, and of no capacity when there is
+    /// none.
+    #[must_use]
+    pub fn spare_bytes(&mut self) -> Vec<u8> {
+        self.inflight.spare_bytes()
+    }
+
     /// Connects a socket.
     ///
     /// # Panics
@@ -474,7 +481,11 @@ impl Ring {
             }
             Memory::Owned(bytes, offset) => {
                 let offset = offset + sent;
-                return (offset < bytes.len()).then_some(Unsent::Owned { bytes, offset });
+                if offset < bytes.len() {
+                    return Some(Unsent::Owned { bytes, offset });
+                }
+                self.inflight.reuse_bytes(bytes);
+                return None;
             }
             Memory::Address(_) => unreachable!("a send keeps bytes"),
         };

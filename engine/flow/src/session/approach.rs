@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use smallvec::SmallVec;
+
 use super::{Command, Session, Stage};
 use crate::close::{CloseReason, ConnectError};
 use crate::dial::{AttemptId, Dial, Next, UpstreamAddr};
@@ -83,7 +85,7 @@ impl Session {
             }
             Upstream::Unix(path) => self.dial([UpstreamAddr::Unix(path.clone())], deadline, now),
             Upstream::Direct => match setup.request.as_ref().map(|request| request.destination.clone()) {
-                Some(Destination::Address(address)) => self.dial_permitted(vec![address], deadline, now),
+                Some(Destination::Address(address)) => self.dial_permitted([address], deadline, now),
                 Some(Destination::Name(name, _)) => {
                     setup.stage = Stage::Resolving { deadline };
                     setup.commands.push_back(Command::Resolve(name));
@@ -98,10 +100,15 @@ impl Session {
         }
     }
 
-    pub(super) fn dial_permitted(&mut self, addresses: Vec<SocketAddr>, deadline: Instant, now: Instant) {
+    pub(super) fn dial_permitted(
+        &mut self,
+        addresses: impl IntoIterator<Item = SocketAddr>,
+        deadline: Instant,
+        now: Instant,
+    ) {
         let view = Rc::clone(&self.view);
         let reach = &view.snapshot().listener(self.listener).reach;
-        let permitted: Vec<_> = addresses
+        let permitted: SmallVec<[UpstreamAddr; 2]> = addresses
             .into_iter()
             .filter(|address| reach.permits(address.ip()))
             .map(UpstreamAddr::Tcp)

@@ -13,16 +13,18 @@
 mod approach;
 mod end;
 mod figures;
+mod setup;
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use self::setup::Setup;
+pub(crate) use self::setup::Spares;
 use crate::close::{CloseReason, ConnectError};
 use crate::dial::{self, AttemptId, Dial, UpstreamAddr};
-use crate::dispatch::{Dispatch, Path};
+use crate::dispatch::Path;
 use crate::pump::{Closing, Direction, Ending, Pumps, Side, Step};
 use crate::record::{ClientAddr, Record};
 use crate::resolve::{ResolveError, Resolved};
@@ -31,7 +33,7 @@ use crate::time::Instant;
 use crate::view::View;
 use crate::way::Refusal;
 use crate::wire::handshake::Handshake;
-use crate::wire::{Answer, Body, Destination, HostName, Request};
+use crate::wire::{Destination, HostName};
 
 /// How much of what a client sends early, before its upstream is open, is held for it.
 pub const MAX_EARLY_BYTES: usize = 16 * 1024;
@@ -94,21 +96,6 @@ pub struct Session {
     first_byte: FirstByte,
 }
 
-#[derive(Debug)]
-struct Setup {
-    stage: Stage,
-    commands: VecDeque<Command>,
-    /// From the client: what the handshake has not consumed, later what awaits the upstream.
-    early: Vec<u8>,
-    client_ended: bool,
-    /// None before it is complete, and for ever on a plain `tcp` listener.
-    request: Option<Request>,
-    dispatch: Dispatch,
-    /// When the first target was picked, and the one that is tried now.
-    picked: Option<Picked>,
-    next_attempt: u16,
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Picked {
     first_at: Instant,
@@ -158,16 +145,7 @@ impl Session {
             Some(wire) => Stage::Handshake { wire, deadline: now + settings.timeouts.handshake },
             None => Stage::Choosing,
         };
-        let setup = Setup {
-            stage,
-            commands: VecDeque::new(),
-            early: Vec::new(),
-            client_ended: false,
-            request: None,
-            dispatch: Dispatch::new(settings.target),
-            picked: None,
-            next_attempt: 0,
-        };
+        let setup = view.spares().take(stage, settings.target);
         let allowed = client.is_allowed(settings.allow.as_deref());
         let is_tcp = settings.protocol == Protocol::Tcp;
         let mut session = Session {
@@ -183,7 +161,7 @@ impl Session {
             upstream: None,
             ended: false,
             closing: None,
-            setup: Some(Box::new(setup)),
+            setup: Some(setup),
             pumps: None,
             first_byte: FirstByte::Awaited,
         };
@@ -365,9 +343,10 @@ impl Session {
             if command.is_some() {
                 return command;
             }
-            if matches!(setup.stage, Stage::Pumping | Stage::Closed) {
-                self.setup = None;
-            }
+        }
+        if let Some(setup) = self.setup.take_if(|setup| matches!(setup.stage, Stage::Pumping | Stage::Closed))
+        {
+            self.view.spares().give_back(setup);
         }
         self.closing.take().map(Command::Close)
     }
@@ -394,12 +373,12 @@ impl Session {
 
     /// The source of a direction gave `bytes` bytes, at least 1.
     pub fn handle_received(&mut self, direction: Direction, bytes: usize, now: Instant) {
+        if direction == Direction::Down && self.first_byte == FirstByte::Awaited {
+            self.measure_first_byte(now);
+        }
         if let Some(pumps) = &mut self.pumps {
             let is_piped = pumps.is_piping(direction);
             let switch = pumps.handle_received(direction, bytes, now);
-            if direction == Direction::Down && self.first_byte == FirstByte::Awaited {
-                self.measure_first_byte(now);
-            }
             if is_piped || switch.is_some() {
                 self.count_way(direction, if is_piped { bytes as u64 } else { 0 }, switch);
             }
@@ -477,24 +456,5 @@ impl Session {
 
     fn delivered(&self, direction: Direction) -> u64 {
         self.pumps.as_ref().map_or(0, |pumps| pumps.delivered(direction))
-    }
-}
-
-impl Setup {
-    fn answer(&self) -> Answer {
-        self.request.as_ref().map_or(Answer::None, |request| request.answer)
-    }
-
-    /// What the upstream gets first, and how much may follow it.
-    fn take_first_bytes(&mut self) -> (Vec<u8>, u64) {
-        let Some(request) = &mut self.request else { return (std::mem::take(&mut self.early), u64::MAX) };
-        let mut first = std::mem::take(&mut request.preface);
-        let mut allowance = u64::MAX;
-        if let Body::Limited(bytes) = request.body {
-            self.early.truncate(usize::try_from(bytes).unwrap_or(usize::MAX));
-            allowance = bytes - self.early.len() as u64;
-        }
-        first.append(&mut self.early);
-        (first, allowance)
     }
 }

@@ -135,7 +135,8 @@ fn read_request(input: &[u8]) -> Option<Progress> {
 /// The reply to a CONNECT that succeeded, with the address we dialled from, or zeros when it is not known.
 pub(super) fn success(local: Option<SocketAddr>) -> Cow<'static, [u8]> {
     let local = local.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
-    let mut reply = vec![VERSION, 0, 0];
+    let mut reply = Vec::with_capacity(22);
+    reply.extend([VERSION, 0, 0]);
     match local.ip() {
         IpAddr::V4(address) => {
             reply.push(ADDRESS_IPV4);

@@ -1,0 +1,122 @@
+//! What a session needs only until its pump runs, and where such memory waits for the next session.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::mem;
+
+use super::{Command, Picked, Stage};
+use crate::dispatch::Dispatch;
+use crate::snapshot::TargetIndex;
+use crate::wire::{Answer, Body, Request};
+
+/// How many are kept for sessions to come: more than a turn of a worker brings.
+const MAX_SPARES: usize = 256;
+
+/// Longer memory for early bytes is not kept.
+const MAX_SPARE_BYTES: usize = 4096;
+
+#[derive(Debug)]
+pub(super) struct Setup {
+    pub(super) stage: Stage,
+    pub(super) commands: VecDeque<Command>,
+    /// From the client: what the handshake has not consumed, later what awaits the upstream.
+    pub(super) early: Vec<u8>,
+    pub(super) client_ended: bool,
+    /// None before it is complete, and for ever on a plain `tcp` listener.
+    pub(super) request: Option<Request>,
+    pub(super) dispatch: Dispatch,
+    /// When the first target was picked, and the one that is tried now.
+    pub(super) picked: Option<Picked>,
+    pub(super) next_attempt: u16,
+}
+
+/// Setups that no session needs any more.
+#[derive(Debug, Default)]
+#[expect(clippy::vec_box, reason = "sessions hold the boxes as they are")]
+pub(crate) struct Spares(RefCell<Vec<Box<Setup>>>);
+
+impl Spares {
+    /// A setup that has seen nothing.
+    pub(super) fn take(&self, stage: Stage, target: TargetIndex) -> Box<Setup> {
+        let fresh = Setup {
+            stage,
+            commands: VecDeque::new(),
+            early: Vec::new(),
+            client_ended: false,
+            request: None,
+            dispatch: Dispatch::new(target),
+            picked: None,
+            next_attempt: 0,
+        };
+        match self.0.borrow_mut().pop() {
+            Some(mut spare) => {
+                let (commands, early) = (mem::take(&mut spare.commands), mem::take(&mut spare.early));
+                *spare = Setup { commands, early, ..fresh };
+                spare
+            }
+            None => Box::new(fresh),
+        }
+    }
+
+    pub(super) fn give_back(&self, mut setup: Box<Setup>) {
+        let mut spares = self.0.borrow_mut();
+        if spares.len() == MAX_SPARES {
+            return;
+        }
+        // What it knew of its session goes now, not when the next one comes.
+        setup.stage = Stage::Closed;
+        setup.request = None;
+        setup.commands.clear();
+        setup.reuse(Vec::new());
+        setup.early.clear();
+        spares.push(setup);
+    }
+
+    /// Those of the view before.
+    pub(crate) fn inherit(&self) -> Spares {
+        Spares(RefCell::new(self.0.take()))
+    }
+}
+
+impl Setup {
+    pub(super) fn answer(&self) -> Answer {
+        self.request.as_ref().map_or(Answer::None, |request| request.answer)
+    }
+
+    /// What the upstream gets first, and how much may follow it.
+    pub(super) fn take_first_bytes(&mut self) -> (Vec<u8>, u64) {
+        let Some(request) = &mut self.request else { return (mem::take(&mut self.early), u64::MAX) };
+        let mut first = mem::take(&mut request.preface);
+        let mut allowance = u64::MAX;
+        if let Body::Limited(bytes) = request.body {
+            self.early.truncate(usize::try_from(bytes).unwrap_or(usize::MAX));
+            allowance = bytes - self.early.len() as u64;
+        }
+        if first.is_empty() {
+            return (mem::take(&mut self.early), allowance);
+        }
+        first.append(&mut self.early);
+        (first, allowance)
+    }
+
+    /// Takes memory for early bytes that has none, or too much.
+    pub(super) fn reuse(&mut self, mut memory: Vec<u8>) {
+        if self.early.capacity() == 0 || self.early.capacity() > MAX_SPARE_BYTES {
+            memory.clear();
+            self.early = memory;
+        }
+    }
+}
+
+impl super::Session {
+    /// Takes the memory of bytes that [`Command::Send`] brought and that were copied to where they are sent from.
+    pub fn recycle(&mut self, bytes: Cow<'static, [u8]>) {
+        if let (Some(setup), Cow::Owned(memory)) = (&mut self.setup, bytes)
+            && setup.early.is_empty()
+            && memory.capacity() <= MAX_SPARE_BYTES
+        {
+            setup.reuse(memory);
+        }
+    }
+}
