@@ -74,8 +74,10 @@ pub(crate) enum Sending {
     Outbox,
     /// Bytes of the other side.
     Pumped,
-    /// Bytes of the other side wait in a pipe until the socket is polled to have room.
-    Blocked,
+    /// Bytes of the other side wait until the socket is polled to have room.
+    PumpedLater,
+    /// Bytes of the session's own wait so.
+    OutboxLater,
 }
 
 /// What is to be done once the outbox is empty.

@@ -100,6 +100,11 @@ pub(crate) fn handle_received(
         return;
     }
     match result {
+        // As of sends: a thread of the kernel's does not wait.
+        Err(Errno::AGAIN) => {
+            stream.pace = Pace::Calm;
+            receive(live, id, side, tools);
+        }
         Err(Errno::NOBUFS) => {
             stream.receiving = Receiving::Starved;
             tools.starved.push_back((id, side));
@@ -131,40 +136,63 @@ pub(crate) fn handle_received(
 }
 
 /// A send has ended.
+///
+/// It waits until all is taken, and yet may end early: cut short by an error, which the next send meets, or because the
+/// kernel handed it to a thread of its own, which does not wait for room on a non-blocking socket.
 pub(crate) fn handle_sent(
     live: &mut Live,
+    id: SessionId,
     side: Side,
     result: Result<usize, Errno>,
     rest: Option<Unsent>,
     tools: &mut Tools,
 ) {
     let is_closing = live.closing.is_some();
-    let is_pumping = live.session.is_pumping();
-    let direction = Direction::from(side.other());
     let Some(stream) = live.stream(side) else { return };
     let was = std::mem::replace(&mut stream.sending, Sending::Nothing);
-    // A send waits until all is taken. One that is cut short has met an error after some of its bytes, and has swallowed
-    // it: asked again, the socket would only say that it is shut.
-    let is_short = rest.is_some();
-    if let Some(Unsent::Chunks(chunks)) = rest {
-        tools.ring.recycle(chunks);
-    }
-    if is_closing {
+    let is_broken = result.is_err_and(|errno| errno != Errno::AGAIN);
+    if is_closing || is_broken {
+        if let Some(Unsent::Chunks(chunks)) = rest {
+            tools.ring.recycle(chunks);
+        }
+        if !is_closing {
+            handle_broken(live, side);
+        }
         return;
     }
-    if let (Sending::Pumped, Ok(bytes)) = (was, result) {
-        live.session.handle_sent(direction, bytes, tools.now);
-    }
-    if is_short || result.is_err() {
-        if is_pumping {
-            live.session.handle_send_failed(direction);
-        } else {
-            live.session.handle_client_failed();
+    match rest {
+        None => {}
+        Some(Unsent::Owned { mut bytes, offset }) => {
+            bytes.drain(..offset);
+            bytes.append(&mut stream.outbox);
+            stream.outbox = bytes;
         }
+        Some(Unsent::Chunks(chunks)) => {
+            if let Some(source) = live.stream(side.other()) {
+                source.held = Held::Chunks(chunks);
+            }
+        }
+    }
+    match result {
+        Ok(bytes) if was == Sending::Pumped => {
+            live.session.handle_sent(Direction::from(side.other()), bytes, tools.now);
+        }
+        Ok(_) => {}
+        Err(_) if was == Sending::Pumped => splice::await_sink(live, id, side, Sending::PumpedLater, tools),
+        Err(_) => splice::await_sink(live, id, side, Sending::OutboxLater, tools),
     }
 }
 
-fn send(live: &mut Live, id: SessionId, direction: Direction, bytes: usize, tools: &mut Tools) {
+fn handle_broken(live: &mut Live, side: Side) {
+    if live.session.is_pumping() {
+        live.session.handle_send_failed(Direction::from(side.other()));
+    } else {
+        live.session.handle_client_failed();
+    }
+}
+
+/// Sends what was received.
+pub(crate) fn send(live: &mut Live, id: SessionId, direction: Direction, bytes: usize, tools: &mut Tools) {
     let Some(source) = live.stream(direction.source()) else { return };
     let chunks = match std::mem::replace(&mut source.held, Held::Nothing) {
         Held::Chunks(chunks) => chunks,

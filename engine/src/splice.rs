@@ -9,6 +9,7 @@ use ringweir_flow::way::Refusal;
 use ringweir_ring::{Errno, Op, PollEvents, Token};
 
 use crate::live::{Held, Live, Receiving, Sending, side_of, token_in};
+use crate::pump;
 use crate::sessions::SessionId;
 use crate::worker::Tools;
 
@@ -50,16 +51,20 @@ pub(crate) fn drain(live: &mut Live, id: SessionId, direction: Direction, bytes:
             }
             live.session.handle_sent(direction, sent, tools.now);
         }
-        Err(Errno::AGAIN) => {
-            sink.sending = Sending::Blocked;
-            tools.ring.poll(writable(direction.sink(), id), sink.fd(), PollEvents::OUT);
-            live.in_flight += 1;
-        }
+        Err(Errno::AGAIN) => await_sink(live, id, direction.sink(), Sending::PumpedLater, tools),
         Ok(0) | Err(_) => {
             source.drop_held(tools);
             live.session.handle_send_failed(direction);
         }
     }
+}
+
+/// Waits until a side has room for `what`.
+pub(crate) fn await_sink(live: &mut Live, id: SessionId, side: Side, what: Sending, tools: &mut Tools) {
+    let Some(sink) = live.stream(side) else { return };
+    sink.sending = what;
+    tools.ring.poll(writable(side, id), sink.fd(), PollEvents::OUT);
+    live.in_flight += 1;
 }
 
 /// A poll has ended: there is something to be moved, or an error to be met, or the session closes.
@@ -68,8 +73,9 @@ pub(crate) fn handle_polled(live: &mut Live, id: SessionId, lane: u8, tools: &mu
     let is_closing = live.closing.is_some();
     let Some(stream) = live.stream(side) else { return };
     if lane >= WRITABLE {
-        stream.sending = Sending::Nothing;
-        if !is_closing {
+        // Bytes of the session's own are sent by whoever drives it.
+        let was = std::mem::replace(&mut stream.sending, Sending::Nothing);
+        if !is_closing && was == Sending::PumpedLater {
             resume(live, id, Direction::from(side.other()), tools);
         }
         return;
@@ -90,7 +96,7 @@ pub(crate) fn cancel(live: &mut Live, id: SessionId, side: Side, tools: &mut Too
         Receiving::Idle | Receiving::InFlight | Receiving::Starved => {}
     }
     match stream.sending {
-        Sending::Blocked => tools.ring.cancel(writable(side, id)),
+        Sending::PumpedLater | Sending::OutboxLater => tools.ring.cancel(writable(side, id)),
         Sending::Nothing | Sending::Outbox | Sending::Pumped => {}
     }
 }
@@ -123,11 +129,11 @@ fn fill(live: &mut Live, id: SessionId, direction: Direction, max_bytes: u64, to
 fn resume(live: &mut Live, id: SessionId, direction: Direction, tools: &mut Tools) {
     let held = match live.stream(direction.source()).map(|source| &source.held) {
         Some(Held::Pipe(pipe)) => pipe.len(),
-        Some(Held::Nothing | Held::Chunks(_)) | None => 0,
+        Some(Held::Chunks(chunks)) => chunks.len(),
+        Some(Held::Nothing) | None => 0,
     };
-    // Nothing is held any more when the source broke meanwhile.
     if held > 0 {
-        drain(live, id, direction, held, tools);
+        pump::send(live, id, direction, held, tools);
     }
 }
 

@@ -218,7 +218,7 @@ impl Worker {
                 pump::handle_received(live, id, side_of(lane), result, pending, &mut self.tools);
             }
             Completion::Sent { result, rest, .. } => {
-                pump::handle_sent(live, side_of(lane), result, rest, &mut self.tools);
+                pump::handle_sent(live, id, side_of(lane), result, rest, &mut self.tools);
             }
             Completion::Connected { result, .. } => {
                 connect::handle_connected(live, lane, result, &mut self.tools);
@@ -314,7 +314,7 @@ pub(crate) fn cancel_all(live: &mut Live, id: SessionId, tools: &mut Tools) {
         }
         match stream.sending {
             Sending::Outbox | Sending::Pumped => tools.ring.cancel(token(Op::Send, side, id)),
-            Sending::Nothing | Sending::Blocked => {}
+            Sending::Nothing | Sending::PumpedLater | Sending::OutboxLater => {}
         }
         splice::cancel(live, id, side, tools);
     }
