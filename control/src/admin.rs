@@ -24,6 +24,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::daemon::{Event, Observation};
+use crate::histogram::Source;
 use crate::metrics;
 use crate::model::{BindAddress, Token};
 
@@ -108,6 +109,8 @@ fn routes(scope: Scope, gate: Gate, events: mpsc::Sender<Event>) -> Router {
     let read = Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/status", get(status))
+        .route("/histograms", get(histograms))
+        .route("/histograms.hlog", get(histogram_log))
         .route("/metrics", get(scrape));
     let all = match scope {
         Scope::ReadOnly => read,
@@ -162,11 +165,45 @@ async fn scrape(State(events): State<mpsc::Sender<Event>>) -> Response {
     const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     match observe(&events).await {
         Some(observation) => {
-            let text = metrics::encode(observation.status, observation.reloads);
+            let text = metrics::encode(observation.status, observation.reloads, &observation.snapshot);
             ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
         }
         None => ending(),
     }
+}
+
+async fn histograms(State(events): State<mpsc::Sender<Event>>) -> Response {
+    match summed(&events, |source| source.to_report()).await {
+        Some(report) => Json(report).into_response(),
+        None => ending(),
+    }
+}
+
+async fn histogram_log(State(events): State<mpsc::Sender<Event>>) -> Response {
+    const CONTENT_TYPE: &str = "text/plain; charset=utf-8";
+    match summed(&events, |source| source.to_log()).await {
+        Some(log) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], log).into_response(),
+        None => ending(),
+    }
+}
+
+/// Sums histograms up on a thread where ten thousand targets keep no health check waiting, for one request after
+/// another: a log of so many has tens of megabytes.
+async fn summed<T: Send + 'static>(
+    events: &mpsc::Sender<Event>,
+    show: impl FnOnce(Source) -> T + Send + 'static,
+) -> Option<T> {
+    static TURN: Semaphore = Semaphore::const_new(1);
+    let turn = TURN.acquire().await.ok()?;
+    let (reply, answer) = oneshot::channel();
+    events.send(Event::ReadHistograms(reply)).await.ok()?;
+    let source = answer.await.ok()?;
+    // The turn ends with the work, not with the patience of whoever asked.
+    let work = move || {
+        let _turn = turn;
+        show(source)
+    };
+    tokio::task::spawn_blocking(work).await.ok()
 }
 
 async fn reload(State(events): State<mpsc::Sender<Event>>) -> Response {

@@ -1,11 +1,12 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::config::parse_bind;
+use crate::config::{LONGEST, SHORTEST_INTERVAL, parse_bind};
 use crate::model::{BindAddress, Config, EngineKind, LogFormat, MAX_WORKERS, Workers};
 
 /// Forwards TCP and Unix stream connections: balancer, SOCKS5 and HTTP proxy.
@@ -18,9 +19,10 @@ Examples:
   ringweir check /etc/ringweir.toml               every mistake in the file at once
   ringweir forward --listen :8080 --to 10.0.0.1:80 --to 10.0.0.2:80
   ringweir status                                 who is up, who serves how much
+  ringweir histogram                              how long things take: percentiles
   ringweir drain tokyo                            no new sessions there
 
-Signals: HUP reloads the file; TERM or INT drains, a second one ends at once.")]
+Signals: HUP reloads the file; USR1 writes the histograms; TERM or INT drains, a second one ends at once.")]
 pub struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -49,6 +51,25 @@ Examples:
         /// For machines
         #[arg(long)]
         json: bool,
+    },
+    /// Show how long sessions take and how much they move: percentiles by listener and target
+    #[command(after_help = "\
+Examples:
+  ringweir histogram                                      a table
+  ringweir histogram --hlog today.hlog                    everything since the start, for HdrHistogram's tools
+  ringweir histogram --hlog - --interval 10s              what comes, every 10 seconds, until interrupted")]
+    Histogram {
+        #[command(flatten)]
+        admin: AdminArgument,
+        /// For machines
+        #[arg(long, conflicts_with = "hlog")]
+        json: bool,
+        /// Write HdrHistogram's interval log to this file instead, or to stdout for -
+        #[arg(long, value_name = "FILE")]
+        hlog: Option<PathBuf>,
+        /// Write what is recorded from now on, so often, e.g. 10s, until interrupted
+        #[arg(long, value_name = "TIME", requires = "hlog", value_parser = parse_interval)]
+        interval: Option<Duration>,
     },
     /// Let the daemon read its file again; it is applied whole or refused whole
     Reload {
@@ -240,6 +261,15 @@ fn admin_bind(text: &str) -> Result<AdminBind, String> {
         Ok(AdminBind::At(address))
     } else {
         Err("only a Unix socket or a loopback address, others need a token in the file".to_owned())
+    }
+}
+
+/// An interval of half a second or more: each asks the daemon for everything.
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if (SHORTEST_INTERVAL..=LONGEST).contains(&time) => Ok(time),
+        Ok(_) => Err(format!("a time from {SHORTEST_INTERVAL:?} to 1 year is wanted")),
+        Err(error) => Err(error.to_string()),
     }
 }
 

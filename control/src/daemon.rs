@@ -11,13 +11,14 @@ use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::Resolver;
 use ringweir_flow::snapshot::{Health, Snapshot};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::admin::{self, Scope};
 use crate::assemble::{Knowledge, assemble};
 use crate::bind::{self, OpenBind, Opened};
 use crate::check::{self, Finding, MAX_PROBES};
 use crate::config;
+use crate::histogram::{Keeper, Source};
 use crate::metrics::Reloads;
 use crate::model::{Config, Endpoint, EngineKind, TargetKind};
 use crate::resolve::{self, Located, NamePort, Names, Watch};
@@ -73,6 +74,10 @@ pub(crate) enum Event {
     SetDrained { target: String, drained: bool, reply: oneshot::Sender<Result<String, String>> },
     /// Somebody wants to see how things stand.
     Observe(oneshot::Sender<Observation>),
+    /// Somebody wants to see what was recorded.
+    ReadHistograms(oneshot::Sender<Source>),
+    /// SIGUSR1.
+    WriteHistograms,
     /// SIGTERM or SIGINT.
     Terminate,
 }
@@ -82,6 +87,7 @@ pub(crate) enum Event {
 pub(crate) struct Observation {
     pub(crate) status: Status,
     pub(crate) reloads: Reloads,
+    pub(crate) snapshot: Arc<Snapshot>,
 }
 
 /// What the daemon is started with, beside the configuration.
@@ -113,10 +119,14 @@ pub(crate) async fn serve(
     let mut drain_look = interval(DRAIN_LOOK);
     drain_look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let histograms_at = daemon.histograms.next_at();
         tokio::select! {
             Some(event) = inbox.recv() => daemon.handle_event(event).await,
             Some(finding) = found.recv() => daemon.handle_finding(finding),
             Some(location) = located.recv() => daemon.handle_located(location),
+            () = sleep_until(histograms_at.unwrap_or_else(Instant::now)), if histograms_at.is_some() => {
+                daemon.histograms.handle_due(&daemon.snapshot);
+            }
             _ = drain_look.tick(), if daemon.phase != Phase::Serving => {}
         }
         if daemon.is_done() {
@@ -167,6 +177,7 @@ struct Daemon {
     reloads: Reloads,
     /// Of listeners that a reload removed: their sessions live on and are waited for.
     retired: Vec<Arc<ListenerCounters>>,
+    histograms: Keeper,
     started_at: Instant,
     phase: Phase,
 }
@@ -196,6 +207,7 @@ impl Daemon {
         start: impl FnOnce(StartRequest) -> Result<Started, String>,
     ) -> Result<Daemon, String> {
         let workers = config.engine.workers.count();
+        let histograms = Keeper::new(config.histograms.clone());
         let names = Arc::new(Names::new(&config.resolver)?);
         let mut knowledge = Knowledge::default();
         let (binds, opened, next_bind) =
@@ -229,6 +241,7 @@ impl Daemon {
             last_probes: HashMap::new(),
             reloads: Reloads::default(),
             retired: Vec::new(),
+            histograms,
             started_at: Instant::now(),
             phase: Phase::Serving,
         };
@@ -267,6 +280,7 @@ impl Daemon {
             Phase::Serving | Phase::Stopping => CloseReason::Stopped,
             Phase::Draining { .. } => CloseReason::Drained,
         });
+        self.histograms.finish(&self.snapshot);
         self.binds.iter().for_each(remove_socket_file);
         if let Some(crate::model::BindAddress::Unix(path)) = &self.config.admin.listen {
             let _ = std::fs::remove_file(path);
@@ -303,6 +317,10 @@ impl Daemon {
             Event::Observe(reply) => {
                 let _ = reply.send(self.observe());
             }
+            Event::ReadHistograms(reply) => {
+                let _ = reply.send(self.histograms.source(&self.snapshot));
+            }
+            Event::WriteHistograms => self.histograms.handle_request(&self.snapshot),
             Event::Terminate => self.handle_terminate(),
         }
     }
@@ -393,7 +411,7 @@ impl Daemon {
             listeners: status::listeners(&self.snapshot),
             targets,
         };
-        Observation { status, reloads: self.reloads }
+        Observation { status, reloads: self.reloads, snapshot: Arc::clone(&self.snapshot) }
     }
 }
 
@@ -427,6 +445,7 @@ impl Daemon {
         resolve::locate(&config, &self.names, &mut self.knowledge).await;
         let later = self.needs_restart(&config);
         self.retire_listeners(&config);
+        self.histograms.handle_reload(config.histograms.clone(), &self.snapshot);
         let before = std::mem::replace(&mut self.binds, binds);
         self.next_bind = next_bind;
         self.config = config;

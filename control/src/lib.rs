@@ -16,6 +16,7 @@ mod client;
 pub mod config;
 mod daemon;
 mod forward;
+mod histogram;
 mod logging;
 mod metrics;
 pub mod model;
@@ -35,6 +36,7 @@ pub use crate::cli::Cli;
 use crate::cli::{AdminArgument, Command, Run};
 pub use crate::daemon::{Driver, StartRequest, Started};
 use crate::daemon::{Settings, serve};
+use crate::histogram::Report;
 pub use crate::metrics::METRICS;
 use crate::model::Config;
 use crate::status::Status;
@@ -104,6 +106,10 @@ fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, Strin
                 serde_json::from_str(&text).map_err(|error| format!("the status cannot be read: {error}"))?;
             print(&status.to_table())?;
         }
+        Command::Histogram { admin, hlog: Some(file), interval, .. } => {
+            runtime()?.block_on(histogram::dump(&admin, &file, interval))?;
+        }
+        Command::Histogram { admin, json, .. } => show_histograms(&admin, json)?,
         Command::Reload { admin } => print(&ask(&admin, Method::POST, "/reload")?)?,
         Command::Drain { target, admin } => print(&ask(&admin, Method::POST, &query("/drain", &target))?)?,
         Command::Undrain { target, admin } => {
@@ -116,6 +122,16 @@ fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, Strin
         }
     }
     Ok(())
+}
+
+fn show_histograms(admin: &AdminArgument, json: bool) -> Result<(), String> {
+    let text = ask(admin, Method::GET, "/histograms")?;
+    if json {
+        return print(&format!("{text}\n"));
+    }
+    let report: Report =
+        serde_json::from_str(&text).map_err(|error| format!("the histograms cannot be read: {error}"))?;
+    print(&report.to_table())
 }
 
 fn serve_until_told(

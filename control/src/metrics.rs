@@ -7,7 +7,9 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
+use ringweir_flow::snapshot::Snapshot;
 
+use crate::histogram::expose;
 use crate::status::Status;
 
 /// Every metric with its help, in the order in which they are shown.
@@ -37,6 +39,12 @@ pub const METRICS: &[(&str, &str)] = &[
     ("target_attempt_failures", "Attempts that failed, by kind"),
     ("target_resets", "Sessions that the target reset"),
     ("target_bytes", "Bytes moved to and from the target, by direction"),
+    ("listener_dispatch", "From accept to the first target that was picked"),
+    ("listener_connect", "From the first pick to an open upstream"),
+    ("listener_first_byte", "From an open upstream to its first byte"),
+    ("listener_session", "From accept to the end of sessions that had an upstream"),
+    ("target_connect", "Connects to the target that succeeded"),
+    ("target_first_byte", "From an open connection to its first byte"),
 ];
 
 /// How many reloads there were, by result.
@@ -47,9 +55,13 @@ pub(crate) struct Reloads {
 }
 
 /// The text that Prometheus scrapes (OpenMetrics 1.0).
-pub(crate) fn encode(status: Status, reloads: Reloads) -> String {
+pub(crate) fn encode(status: Status, reloads: Reloads, snapshot: &Arc<Snapshot>) -> String {
     let mut registry = Registry::with_prefix("ringweir");
-    registry.register_collector(Box::new(Scrape { status: Arc::new(status), reloads }));
+    registry.register_collector(Box::new(Scrape {
+        status: Arc::new(status),
+        reloads,
+        snapshot: Arc::clone(snapshot),
+    }));
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
@@ -60,6 +72,7 @@ pub(crate) fn encode(status: Status, reloads: Reloads) -> String {
 struct Scrape {
     status: Arc<Status>,
     reloads: Reloads,
+    snapshot: Arc<Snapshot>,
 }
 
 type Encoded = Result<(), std::fmt::Error>;
@@ -69,7 +82,8 @@ impl Collector for Scrape {
         self.daemon(&mut encoder)?;
         self.listeners(&mut encoder)?;
         self.pipes(&mut encoder)?;
-        self.targets(&mut encoder)
+        self.targets(&mut encoder)?;
+        expose(&mut encoder, &self.snapshot, help)
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Config {
     pub log: Log,
     /// How long SIGTERM waits for running sessions.
     pub drain: Duration,
+    /// The file that histograms are written to, if there is one.
+    pub histograms: Option<HistogramFile>,
     /// How names are resolved.
     pub resolver: ResolverSettings,
     /// The listeners, as written.
@@ -129,6 +131,15 @@ pub struct Log {
     pub format: LogFormat,
     /// Whether each finished session gets one.
     pub sessions: bool,
+}
+
+/// The file that histograms are written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistogramFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// How often an interval is written, beside those that are asked for.
+    pub interval: Option<Duration>,
 }
 
 /// How important a line of the log is.

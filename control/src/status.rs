@@ -318,12 +318,12 @@ impl TargetStatus {
     }
 }
 
-fn header<const N: usize>(titles: [&str; N]) -> Vec<String> {
+pub(crate) fn header<const N: usize>(titles: [&str; N]) -> Vec<String> {
     titles.map(str::to_owned).to_vec()
 }
 
 /// Columns as wide as their widest cell, two spaces between.
-fn align(rows: &[Vec<String>], text: &mut String) {
+pub(crate) fn align(rows: &[Vec<String>], text: &mut String) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|column| {
@@ -339,7 +339,7 @@ fn align(rows: &[Vec<String>], text: &mut String) {
 }
 
 /// A number of bytes in the unit that shows it best.
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = count as f64;
     let mut unit = 0;

@@ -12,6 +12,7 @@ mod curl;
 mod exhaustion;
 mod faults;
 mod health;
+mod histograms;
 mod http;
 mod lifecycle;
 mod names;

@@ -33,13 +33,13 @@ mod alone {
 }
 
 /// A listener on a certain port.
-fn listener(name: &str, port: u16, target: &str) -> String {
+pub(crate) fn listener(name: &str, port: u16, target: &str) -> String {
     format!(
         "[[listener]]\nname = \"{name}\"\nbind = \"127.0.0.1:{port}\"\nprotocol = \"tcp\"\ntarget = \"{target}\"\n"
     )
 }
 
-fn upstream(name: &str, address: SocketAddr) -> String {
+pub(crate) fn upstream(name: &str, address: SocketAddr) -> String {
     format!("[upstream.{name}]\naddress = \"{address}\"\n")
 }
 

@@ -19,8 +19,9 @@ use toml::de::DeTable;
 
 pub use address::{AddressError, parse_bind, parse_endpoint};
 pub use diagnostic::{ConfigErrors, Diagnostic, Place};
+pub(crate) use reader::LONGEST;
 pub use schema::known_keys;
-pub(crate) use sections::DEFAULT_ADMIN;
+pub(crate) use sections::{DEFAULT_ADMIN, SHORTEST_INTERVAL};
 
 use crate::model::Config;
 use diagnostic::Sink;
@@ -79,6 +80,7 @@ fn config(root: &Table<'_>, folder: &Path) -> Config {
         admin: sections::admin(root, folder),
         log: sections::log(root),
         drain,
+        histograms: sections::histograms(root, folder),
         resolver: sections::resolver(root),
         listeners,
         targets: graph.targets,

@@ -1,12 +1,23 @@
 //! Every key that the configuration has. A table is opened with its list, and reading a key that is not in it panics
 //! in the first test, so that this is the whole truth.
 
-pub(crate) const ROOT: &[&str] =
-    &["engine", "admin", "log", "timeouts", "resolver", "listener", "upstream", "group", "check"];
+pub(crate) const ROOT: &[&str] = &[
+    "engine",
+    "admin",
+    "log",
+    "timeouts",
+    "histograms",
+    "resolver",
+    "listener",
+    "upstream",
+    "group",
+    "check",
+];
 pub(crate) const ENGINE: &[&str] = &["kind", "workers", "splice", "pipes"];
 pub(crate) const ADMIN: &[&str] = &["listen", "metrics", "token", "token_file"];
 pub(crate) const LOG: &[&str] = &["level", "format", "sessions"];
 pub(crate) const TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close", "drain"];
+pub(crate) const HISTOGRAMS: &[&str] = &["file", "interval"];
 pub(crate) const RESOLVER: &[&str] = &["servers", "timeout"];
 pub(crate) const LISTENER: &[&str] =
     &["name", "bind", "protocol", "target", "users", "users_file", "allow", "allow_local", "timeouts"];
@@ -22,6 +33,7 @@ pub fn known_keys() -> Vec<String> {
         ("admin", ADMIN),
         ("log", LOG),
         ("timeouts", TIMEOUTS),
+        ("histograms", HISTOGRAMS),
         ("resolver", RESOLVER),
         ("listener", LISTENER),
         ("listener.timeouts", LISTENER_TIMEOUTS),

@@ -10,8 +10,8 @@ use super::address::{parse_bind, parse_server};
 use super::reader::{Node, Table};
 use super::{schema, secrets};
 use crate::model::{
-    Admin, BindAddress, Engine, EngineKind, Level, Log, LogFormat, MAX_PIPES, MAX_WORKERS, ResolverSettings,
-    Token, Workers,
+    Admin, BindAddress, Engine, EngineKind, HistogramFile, Level, Log, LogFormat, MAX_PIPES, MAX_WORKERS,
+    ResolverSettings, Token, Workers,
 };
 
 /// How long SIGTERM waits for running sessions unless configured otherwise.
@@ -33,6 +33,9 @@ pub(crate) const ENGINE_KINDS: &[(&str, EngineKind)] =
 
 /// The words of `log.format` and `--log-format`.
 pub(crate) const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+/// How often histograms may be written: each time every cell of every worker is read.
+pub(crate) const SHORTEST_INTERVAL: Duration = Duration::from_millis(500);
 
 const LEVELS: &[(&str, Level)] = &[
     ("error", Level::Error),
@@ -159,6 +162,23 @@ pub(crate) fn session_timeouts(table: &Table<'_>, base: Timeouts) -> Timeouts {
         idle: time("idle", base.idle),
         half_close: time("half_close", base.half_close),
     }
+}
+
+pub(crate) fn histograms(root: &Table<'_>, folder: &Path) -> Option<HistogramFile> {
+    let table = section(root, "histograms", schema::HISTOGRAMS)?;
+    let interval = table.get("interval").and_then(|node| {
+        let interval = node.duration()?;
+        if interval < SHORTEST_INTERVAL {
+            node.report(format!("is shorter than {SHORTEST_INTERVAL:?}"), None);
+        }
+        Some(interval)
+    });
+    let node = table.required("file")?;
+    let name = node.string()?;
+    if name.is_empty() {
+        node.report("is empty", None);
+    }
+    Some(HistogramFile { path: folder.join(name), interval })
 }
 
 pub(crate) fn resolver(root: &Table<'_>) -> ResolverSettings {

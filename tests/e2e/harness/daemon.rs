@@ -402,6 +402,32 @@ pub(crate) struct Finished {
     pub(crate) stderr: String,
 }
 
+/// `ringweir` with a command that runs until it is interrupted.
+pub(crate) struct Following(Child);
+
+impl Following {
+    pub(crate) fn start(arguments: &[&str]) -> Following {
+        let mut command = Command::new(BINARY);
+        command.args(arguments).env_remove("RINGWEIR_ADMIN").stdin(Stdio::null());
+        Following(command.spawn().unwrap_or_else(|error| panic!("{BINARY}: {error}")))
+    }
+
+    /// Interrupts it and waits for its end, which must be an orderly one.
+    #[track_caller]
+    pub(crate) fn interrupt(&mut self) {
+        kill_process(Pid::from_child(&self.0), Signal::INT).expect("it runs");
+        let status = self.0.wait().expect("a child");
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Runs `ringweir` with a command that ends by itself.
 #[track_caller]
 pub(crate) fn ringweir(arguments: &[&str]) -> Finished {
