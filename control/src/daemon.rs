@@ -401,6 +401,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             engine: self.engine.to_owned(),
             workers: self.workers,
+            per_worker: status::per_worker(&self.snapshot, self.workers),
             uptime_seconds: self.started_at.elapsed().as_secs(),
             phase: match self.phase {
                 Phase::Serving => "serving",

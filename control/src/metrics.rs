@@ -22,6 +22,8 @@ pub const METRICS: &[(&str, &str)] = &[
         "The snapshot that is served; grows with every change of health or configuration",
     ),
     ("reloads", "Reloads of the configuration, by result"),
+    ("worker_sessions_active", "Sessions open now, by worker"),
+    ("worker_sessions_accepted", "Sessions accepted, by worker"),
     ("sessions_active", "Sessions open now"),
     ("sessions_accepted", "Sessions accepted"),
     ("sessions_closed", "Sessions ended, by reason"),
@@ -80,6 +82,7 @@ type Encoded = Result<(), std::fmt::Error>;
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Encoded {
         self.daemon(&mut encoder)?;
+        self.workers(&mut encoder)?;
         self.listeners(&mut encoder)?;
         self.pipes(&mut encoder)?;
         self.targets(&mut encoder)?;
@@ -109,6 +112,17 @@ impl Scrape {
                 (&[("result", "refused")][..], self.reloads.refused),
             ],
         )
+    }
+
+    fn workers(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
+        let workers = &self.status.per_worker;
+        let numbers: Vec<_> = (0..workers.len()).map(|number| number.to_string()).collect();
+        let labels: Vec<_> = numbers.iter().map(|number| [("worker", number.as_str())]).collect();
+        let each = || workers.iter().zip(&labels);
+        let active = each().map(|(one, labels)| (&labels[..], one.active));
+        gauges(encoder, "worker_sessions_active", active)?;
+        let accepted = each().map(|(one, labels)| (&labels[..], one.accepted));
+        counters(encoder, "worker_sessions_accepted", accepted)
     }
 
     fn listeners(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {

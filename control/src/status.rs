@@ -28,6 +28,19 @@ pub(crate) struct Status {
     pub(crate) listeners: Vec<ListenerStatus>,
     /// Upstreams and groups, as configured.
     pub(crate) targets: Vec<TargetStatus>,
+    /// What each worker serves, over the listeners of the snapshot.
+    pub(crate) per_worker: Vec<WorkerStatus>,
+}
+
+/// What one worker serves.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct WorkerStatus {
+    /// Sessions open now.
+    pub(crate) active: u64,
+    /// Sessions accepted since the start.
+    pub(crate) accepted: u64,
+    /// Bytes moved, both ways.
+    pub(crate) bytes: u64,
 }
 
 /// A listener.
@@ -150,6 +163,19 @@ pub(crate) fn listeners(snapshot: &Snapshot) -> Vec<ListenerStatus> {
             }
         })
         .collect()
+}
+
+/// How the sessions are spread over the workers.
+pub(crate) fn per_worker(snapshot: &Snapshot, workers: usize) -> Vec<WorkerStatus> {
+    let mut all = vec![WorkerStatus::default(); workers];
+    for listener in &snapshot.listeners {
+        for (worker, cell) in all.iter_mut().zip(listener.counters.cells()) {
+            worker.active += cell.active.get();
+            worker.accepted += cell.accepted.get();
+            worker.bytes += cell.bytes_up.get() + cell.bytes_down.get();
+        }
+    }
+    all
 }
 
 fn pipes(counters: &ListenerCounters) -> PipeStatus {
@@ -279,6 +305,15 @@ impl Status {
             vec![header(["TARGET", "KIND", "HEALTH", "ACTIVE", "SESSIONS", "FAILED", "UP", "DOWN", "WHAT"])];
         rows.extend(self.targets.iter().map(TargetStatus::row));
         align(&rows, &mut text);
+        if self.per_worker.len() > 1 {
+            text.push('\n');
+            let mut rows = vec![header(["WORKER", "ACTIVE", "ACCEPTED", "BYTES"])];
+            rows.extend(self.per_worker.iter().enumerate().map(|(index, worker)| {
+                let figures = [index as u64, worker.active, worker.accepted].map(|figure| figure.to_string());
+                figures.into_iter().chain([bytes(worker.bytes)]).collect()
+            }));
+            align(&rows, &mut text);
+        }
         text
     }
 }

@@ -46,6 +46,7 @@ impl Worker {
         if let Some(upstream) = live.upstream {
             self.close_socket(upstream, closing.upstream);
         }
+        self.listeners.free_seat();
     }
 
     fn close_socket(&mut self, stream: Stream, ending: Ending) {

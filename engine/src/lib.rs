@@ -13,6 +13,7 @@ mod handshake;
 mod listener;
 mod live;
 mod pump;
+mod seats;
 mod sessions;
 mod splice;
 mod timers;
@@ -29,6 +30,7 @@ use ringweir_pipe::Budget;
 use ringweir_ring::{Capabilities, Ring, SetupError, Waker};
 use socket2::Socket;
 
+use crate::seats::Seats;
 use crate::worker::{Message, Worker, WorkerOptions};
 
 /// The sockets of a new bind: one for each worker (`SO_REUSEPORT`), or one that all share.
@@ -89,6 +91,7 @@ pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> 
     let cores = worker::allowed_cores();
     let pipes = Arc::new(options.pipes.map_or_else(Budget::of_this_system, Budget::new));
     let session_limit = listener::session_limit(options.workers, pipes.pipes());
+    let seats = Arc::new(Seats::new(session_limit, options.workers));
     let warnings = Arc::default();
     let mut workers = Vec::with_capacity(options.workers);
     for (index, sockets) in (0..options.workers).zip(listener::share(opened, options.workers)) {
@@ -98,7 +101,7 @@ pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> 
             worker: WorkerIndex(index),
             core: (cores.len() == options.workers).then(|| cores[index]),
             capabilities,
-            session_limit,
+            seats: Arc::clone(&seats),
             pipes: Arc::clone(&pipes),
             warnings: Arc::clone(&warnings),
             resolver: Arc::clone(&options.resolver),
@@ -118,6 +121,7 @@ pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> 
             })
             .map_err(StartError::Thread)?;
         let waker = is_ready.recv().map_err(|_| StartError::Lost(index))??;
+        seats.introduce(index, waker.clone());
         workers.push(WorkerHandle { inbox, waker, thread });
     }
     Ok(Handle { workers })

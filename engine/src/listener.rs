@@ -1,7 +1,7 @@
 //! Accepts clients, for as long as there are descriptors to serve them with.
 //!
-//! A session needs two descriptors. Each worker takes only as many sessions as its share of the process's limit is
-//! enough for; the others wait in the accept queue, where they lose nothing. With room to spare one multishot accept
+//! A session needs two descriptors. The workers together take only as many sessions as the process's limit is enough for;
+//! the others wait in the accept queue, where they lose nothing. With room to spare one multishot accept
 //! brings in whoever comes; near the limit single accepts do, so that the limit is not overrun by a burst.
 
 use std::net::SocketAddr;
@@ -22,10 +22,11 @@ use socket2::{Domain, Socket};
 
 use crate::Opened;
 use crate::live::{Live, Transport};
+use crate::seats::Seats;
 use crate::worker::{Timer, Tools, Worker};
 
-/// With this much room a multishot accept is armed; it takes at most a completion queue's length of clients before
-/// it can be stopped.
+/// With this much room for each worker a multishot accept is armed; it takes at most a completion queue's length of
+/// clients before it can be stopped.
 const MULTISHOT_ROOM: usize = 2048;
 
 /// How long accepting pauses when the kernel has no descriptor or memory.
@@ -48,7 +49,8 @@ const DESCRIPTORS_PER_WORKER: usize = 3;
 pub(crate) struct Listeners {
     /// By the slot of their tokens.
     slots: Vec<Option<Listener>>,
-    session_limit: usize,
+    seats: Arc<Seats>,
+    patience: Patience,
     /// Until when nobody is accepted, because there was no descriptor.
     paused_until: Option<Instant>,
     /// How often there was none since the last warning.
@@ -83,6 +85,13 @@ struct Listener {
     fate: Fate,
 }
 
+/// Whether a worker waits for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    Content,
+    Waiting,
+}
+
 /// What is under way on the listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Accept {
@@ -101,8 +110,28 @@ enum Fate {
 }
 
 impl Listeners {
-    pub(crate) fn new(session_limit: usize, warnings: Arc<WarningGate>) -> Listeners {
-        Listeners { slots: Vec::new(), session_limit, paused_until: None, failures: 0, warnings }
+    pub(crate) fn new(seats: Arc<Seats>, warnings: Arc<WarningGate>) -> Listeners {
+        Listeners {
+            slots: Vec::new(),
+            seats,
+            patience: Patience::Content,
+            paused_until: None,
+            failures: 0,
+            warnings,
+        }
+    }
+
+    /// How many clients there is room for. Without any, the worker will be woken when there is.
+    fn room(&mut self) -> usize {
+        let is_waiting = match self.seats.free() {
+            0 => Patience::Waiting,
+            _ => Patience::Content,
+        };
+        if self.patience != is_waiting {
+            self.seats.set_waiting(is_waiting == Patience::Waiting);
+            self.patience = is_waiting;
+        }
+        self.seats.free()
     }
 
     /// Says at most once a second that accepting is paused, and how often it was.
@@ -116,6 +145,13 @@ impl Listeners {
             );
             self.failures = 0;
         }
+    }
+}
+
+impl Listeners {
+    /// A session that was accepted here is over.
+    pub(crate) fn free_seat(&self) {
+        self.seats.give_back();
     }
 }
 
@@ -185,13 +221,16 @@ impl Worker {
         }
         let room = match self.listeners.paused_until {
             Some(_) => 0,
-            None => self.listeners.session_limit.saturating_sub(self.sessions.len()),
+            None => self.listeners.room(),
         };
+        let multishot_room = MULTISHOT_ROOM * self.listeners.seats.workers();
         for (slot, listener) in (0u32..).zip(&mut self.listeners.slots) {
             let Some(listener) = listener else { continue };
             match (listener.accept, listener.fate) {
-                (Accept::Off, Fate::Open) if room > 0 => arm(listener, slot, room, &mut self.tools),
-                (Accept::Multishot, Fate::Open) if room <= MULTISHOT_ROOM => {
+                (Accept::Off, Fate::Open) if room > 0 => {
+                    arm(listener, slot, room > multishot_room, &mut self.tools);
+                }
+                (Accept::Multishot, Fate::Open) if room <= multishot_room => {
                     listener.accept = Accept::Ending;
                     self.tools.ring.cancel(accept_token(slot));
                 }
@@ -271,13 +310,14 @@ impl Worker {
         };
         let session = Session::new(Rc::clone(&listener.view), listener.index, client, self.tools.now);
         let live = Live::new(session, socket, listener.transport);
+        self.listeners.seats.take();
         let id = self.sessions.insert(live);
         self.drive(id);
     }
 }
 
-fn arm(listener: &mut Listener, slot: u32, room: usize, tools: &mut Tools) {
-    if room > MULTISHOT_ROOM {
+fn arm(listener: &mut Listener, slot: u32, has_room: bool, tools: &mut Tools) {
+    if has_room {
         listener.accept = Accept::Multishot;
         tools.ring.accept_multishot(accept_token(slot), listener.socket.as_fd());
     } else {
@@ -314,7 +354,7 @@ pub(crate) fn share(opened: Vec<Opened>, workers: usize) -> Vec<Vec<(BindId, Soc
     shares
 }
 
-/// How many sessions each worker may have by the limit on descriptors.
+/// How many sessions the limit on descriptors is enough for.
 pub(crate) fn session_limit(workers: usize, pipes: usize) -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -324,5 +364,5 @@ pub(crate) fn session_limit(workers: usize, pipes: usize) -> usize {
     let free = free - (pipes * DESCRIPTORS_PER_PIPE).min(free / 8);
     // Where little is to be had, little is reserved.
     let reserved = RESERVED_DESCRIPTORS.min(free / 8);
-    ((free - reserved) / DESCRIPTORS_PER_SESSION / workers).max(1)
+    ((free - reserved) / DESCRIPTORS_PER_SESSION).max(1)
 }

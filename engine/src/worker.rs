@@ -20,6 +20,7 @@ use socket2::Socket;
 use crate::account::Dying;
 use crate::listener::{Listeners, WarningGate};
 use crate::live::{Live, Receiving, Sending, side_of, token};
+use crate::seats::Seats;
 use crate::sessions::{SessionId, Sessions};
 use crate::timers::{TimerId, Wheel};
 use crate::{connect, handshake, pump, splice};
@@ -38,8 +39,7 @@ pub(crate) struct WorkerOptions {
     /// The core to be pinned to.
     pub(crate) core: Option<usize>,
     pub(crate) capabilities: Capabilities,
-    /// How many sessions its share of the descriptors is enough for.
-    pub(crate) session_limit: usize,
+    pub(crate) seats: Arc<Seats>,
     pub(crate) pipes: Arc<Budget>,
     pub(crate) warnings: Arc<WarningGate>,
     pub(crate) resolver: Arc<dyn Resolver>,
@@ -122,7 +122,7 @@ impl Worker {
             },
             view,
             sessions: Sessions::new(),
-            listeners: Listeners::new(options.session_limit, options.warnings),
+            listeners: Listeners::new(options.seats, options.warnings),
             dying: Sessions::new(),
             timers: Wheel::new(now),
             messages,

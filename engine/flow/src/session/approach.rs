@@ -181,7 +181,7 @@ impl Session {
         let timeouts = self.view.snapshot().listener(self.listener).timeouts;
         let splicing = self.view.snapshot().splicing;
         let Some(setup) = &mut self.setup else { return };
-        let reply = setup.answer().success(local);
+        let reply = setup.answer().success(local, &mut setup.words);
         if !reply.is_empty() {
             setup.commands.push_back(Command::Send(Side::Client, reply));
         }
@@ -189,6 +189,8 @@ impl Session {
         let bytes = first.len() as u64;
         if bytes > 0 {
             setup.commands.push_back(Command::Send(Side::Upstream, first.into()));
+        } else {
+            setup.reuse(first);
         }
         setup.commands.push_back(Command::Pump(attempt));
         setup.stage = Stage::Pumping;

@@ -22,6 +22,8 @@ pub(super) struct Setup {
     pub(super) commands: VecDeque<Command>,
     /// From the client: what the handshake has not consumed, later what awaits the upstream.
     pub(super) early: Vec<u8>,
+    /// Empty memory for what the session says.
+    pub(super) words: Vec<u8>,
     pub(super) client_ended: bool,
     /// None before it is complete, and for ever on a plain `tcp` listener.
     pub(super) request: Option<Request>,
@@ -43,6 +45,7 @@ impl Spares {
             stage,
             commands: VecDeque::new(),
             early: Vec::new(),
+            words: Vec::new(),
             client_ended: false,
             request: None,
             dispatch: Dispatch::new(target),
@@ -51,8 +54,9 @@ impl Spares {
         };
         match self.0.borrow_mut().pop() {
             Some(mut spare) => {
-                let (commands, early) = (mem::take(&mut spare.commands), mem::take(&mut spare.early));
-                *spare = Setup { commands, early, ..fresh };
+                let commands = mem::take(&mut spare.commands);
+                let (early, words) = (mem::take(&mut spare.early), mem::take(&mut spare.words));
+                *spare = Setup { commands, early, words, ..fresh };
                 spare
             }
             None => Box::new(fresh),
@@ -68,8 +72,10 @@ impl Spares {
         setup.stage = Stage::Closed;
         setup.request = None;
         setup.commands.clear();
-        setup.reuse(Vec::new());
         setup.early.clear();
+        if setup.early.capacity() > MAX_SPARE_BYTES {
+            setup.early = Vec::new();
+        }
         spares.push(setup);
     }
 
@@ -100,11 +106,13 @@ impl Setup {
         (first, allowance)
     }
 
-    /// Takes memory for early bytes that has none, or too much.
+    /// Takes memory back that was handed out, where there is none in its place.
     pub(super) fn reuse(&mut self, mut memory: Vec<u8>) {
-        if self.early.capacity() == 0 || self.early.capacity() > MAX_SPARE_BYTES {
-            memory.clear();
-            self.early = memory;
+        memory.clear();
+        for place in [&mut self.early, &mut self.words] {
+            if place.capacity() == 0 && memory.capacity() <= MAX_SPARE_BYTES {
+                mem::swap(place, &mut memory);
+            }
         }
     }
 }
@@ -112,10 +120,7 @@ impl Setup {
 impl super::Session {
     /// Takes the memory of bytes that [`Command::Send`] brought and that were copied to where they are sent from.
     pub fn recycle(&mut self, bytes: Cow<'static, [u8]>) {
-        if let (Some(setup), Cow::Owned(memory)) = (&mut self.setup, bytes)
-            && setup.early.is_empty()
-            && memory.capacity() <= MAX_SPARE_BYTES
-        {
+        if let (Some(setup), Cow::Owned(memory)) = (&mut self.setup, bytes) {
             setup.reuse(memory);
         }
     }

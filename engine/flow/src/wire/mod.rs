@@ -133,10 +133,11 @@ pub enum Failure {
 
 impl Answer {
     /// What a client is sent when its upstream is open; `local` is the address we dialled from. May be empty.
-    pub fn success(self, local: Option<SocketAddr>) -> Cow<'static, [u8]> {
+    /// Takes `memory`, which is empty, where it has something to write.
+    pub fn success(self, local: Option<SocketAddr>, memory: &mut Vec<u8>) -> Cow<'static, [u8]> {
         match self {
             Answer::None | Answer::HttpPlain => Cow::Borrowed(b""),
-            Answer::Socks5 => socks5::success(local),
+            Answer::Socks5 => socks5::success(local, std::mem::take(memory)),
             Answer::HttpConnect => http::CONNECTED.into(),
         }
     }

@@ -132,10 +132,13 @@ fn read_request(input: &[u8]) -> Option<Progress> {
     })
 }
 
-/// The reply to a CONNECT that succeeded, with the address we dialled from, or zeros when it is not known.
-pub(super) fn success(local: Option<SocketAddr>) -> Cow<'static, [u8]> {
+/// Of an IPv6 address (RFC 1928, section 6).
+const LONGEST_REPLY_BYTES: usize = 22;
+
+/// The reply to a CONNECT that succeeded, with the address we dialled from, or zeros when it is not known. `reply` is empty memory for it.
+pub(super) fn success(local: Option<SocketAddr>, mut reply: Vec<u8>) -> Cow<'static, [u8]> {
     let local = local.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
-    let mut reply = Vec::with_capacity(22);
+    reply.reserve(LONGEST_REPLY_BYTES);
     reply.extend([VERSION, 0, 0]);
     match local.ip() {
         IpAddr::V4(address) => {
@@ -349,7 +352,9 @@ mod tests {
 
     #[test]
     fn success_tells_the_address_we_dialled_from() {
-        let reply = |local: Option<&str>| Answer::Socks5.success(local.map(|text| text.parse().unwrap()));
+        let reply = |local: Option<&str>| {
+            Answer::Socks5.success(local.map(|text| text.parse().unwrap()), &mut Vec::new())
+        };
         assert_eq!(*reply(None), [5, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(*reply(Some("192.0.2.1:258")), [5, 0, 0, 1, 192, 0, 2, 1, 1, 2]);
         assert_eq!(

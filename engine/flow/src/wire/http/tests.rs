@@ -67,7 +67,10 @@ fn connect_opens_a_tunnel_for_everything_that_follows() {
         (request.preface.len(), request.body, request.answer),
         (0, Body::Unlimited, Answer::HttpConnect)
     );
-    assert_eq!(&*request.answer.success(None), b"HTTP/1.1 200 Connection established\r\n\r\n");
+    assert_eq!(
+        &*request.answer.success(None, &mut Vec::new()),
+        b"HTTP/1.1 200 Connection established\r\n\r\n"
+    );
 }
 
 #[test]
@@ -143,7 +146,7 @@ fn whole_uris_become_paths() {
         assert_eq!(first_line(&request), line, "{uri}");
         assert_eq!(request.destination.to_string(), destination, "{uri}");
         assert_eq!((request.body, request.answer), (Body::Limited(0), Answer::HttpPlain));
-        assert!(request.answer.success(None).is_empty());
+        assert!(request.answer.success(None, &mut Vec::new()).is_empty());
     }
 }
 
