@@ -74,7 +74,7 @@ fn status_is_a_table_for_people_and_json_for_programs(engine: Engine) {
 
 #[test]
 fn without_a_daemon_commands_say_so() {
-    for arguments in [&["status"][..], &["reload"], &["drain", "x"], &["undrain", "x"]] {
+    for arguments in [&["status"][..], &["histogram"], &["reload"], &["drain", "x"], &["undrain", "x"]] {
         let done = ringweir(&[arguments, &["--admin", "unix:/nowhere/admin.sock"]].concat());
         assert_eq!(done.code, 1, "{arguments:?}: {done:?}");
         assert!(done.stderr.contains("/nowhere/admin.sock"), "{arguments:?}: {done:?}");
@@ -101,7 +101,9 @@ fn wrong_usage_is_exit_code_2() {
 fn help_teaches() {
     let help = ringweir(&["--help"]);
     assert_eq!(help.code, 0);
-    for word in ["run", "forward", "check", "status", "reload", "drain", "undrain", "completions"] {
+    for word in
+        ["run", "forward", "check", "status", "histogram", "reload", "drain", "undrain", "completions"]
+    {
         assert!(help.stdout.contains(word), "no {word} in:\n{}", help.stdout);
     }
     let forward = ringweir(&["forward", "--help"]);

@@ -373,3 +373,21 @@ mod garbage {
         }
     }
 }
+
+#[test]
+fn histograms_go_to_a_file_beside_the_configuration() {
+    let with =
+        |section: &str| format!("{WEB}[histograms]\n{section}\n[upstream.pool]\naddress = \"10.0.0.1:80\"\n");
+    let folder = Path::new("/etc/ringweir");
+    let config = parse(&with("file = \"x.hlog\"\ninterval = \"10s\""), "test.toml", folder).unwrap();
+    let histograms = config.histograms.unwrap();
+    assert_eq!(histograms.path, folder.join("x.hlog"));
+    assert_eq!(histograms.interval, Some(Duration::from_secs(10)));
+    for (section, wrong) in [
+        ("interval = \"10s\"", "\"file\" is missing"),
+        ("file = \"\"", "is empty"),
+        ("file = \"x\"\ninterval = \"499ms\"", "is shorter than 500ms"),
+    ] {
+        assert_eq!(mistake(&with(section)).message, wrong);
+    }
+}
