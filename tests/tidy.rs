@@ -63,7 +63,7 @@ fn dependencies_point_one_way() {
         ("engine/ring/", &[]),
         ("engine/flow/", &["ringweir_flow"]),
         ("engine/", &["ringweir_flow", "ringweir_ring", "ringweir_engine"]),
-        ("fallback/", &["ringweir_flow", "ringweir_fallback"]),
+        ("fallback/", &["ringweir_flow", "ringweir_pipe", "ringweir_fallback"]),
         ("control/src/", &["ringweir_flow", "ringweir_control"]),
         ("control/tests/", &["ringweir_flow", "ringweir_control"]),
     ];

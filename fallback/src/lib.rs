@@ -6,7 +6,8 @@
 //! ```
 //!
 //! are the files, in the order in which a byte meets them; `live.rs` holds the loop of a session and `worker.rs` that
-//! of a thread. What differs between systems stands in `platform/`.
+//! of a thread. What differs between systems stands in `platform/`. On Linux streams are spliced (`splice.rs`), as the
+//! io_uring engine does it.
 
 mod account;
 mod buffers;
@@ -17,6 +18,7 @@ mod live;
 mod platform;
 mod pump;
 mod seats;
+mod splice;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -36,6 +38,7 @@ use socket2::Socket;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::listener::Opening;
+use crate::platform::Budget;
 use crate::seats::Seats;
 use crate::worker::{Message, WorkerOptions};
 
@@ -89,7 +92,8 @@ pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> 
     let workers = options.workers.max(1);
     let (inboxes, messages): (Vec<_>, Vec<_>) = (0..workers).map(|_| unbounded_channel()).unzip();
     let inboxes: Arc<[UnboundedSender<Message>]> = inboxes.into();
-    let seats = Arc::new(Seats::new(workers, platform::session_limit(workers)));
+    let pipes = Arc::new(options.pipes.map_or_else(Budget::of_this_system, Budget::new));
+    let seats = Arc::new(Seats::new(workers, platform::session_limit(workers, pipes.pipes())));
     let (presence, all_ended) = channel();
     let mut handle = Handle { inboxes: Arc::clone(&inboxes), threads: Vec::new(), all_ended };
     let shares = listener::share(opened, workers);
@@ -99,6 +103,7 @@ pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> 
             resolver: Arc::clone(&options.resolver),
             inboxes: Arc::clone(&inboxes),
             seats: Arc::clone(&seats),
+            pipes: Arc::clone(&pipes),
         };
         match start_worker(worker, Arc::clone(&snapshot), openings, messages, presence.clone()) {
             Ok(thread) => handle.threads.push(thread),

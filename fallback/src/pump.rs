@@ -1,42 +1,47 @@
-//! Moves the bytes of open sessions: a receive into a buffer of the worker's, and the sends that empty it. A session
-//! that waits for bytes holds no buffer.
+//! Moves the bytes of open sessions: a receive into a buffer of the worker's, and the sends that empty it; for streams,
+//! the pipes of `splice.rs`. A session that waits for bytes holds neither.
 
 use std::task::{Context, Poll};
 
 use ringweir_flow::pump::{Direction, Step};
-use ringweir_flow::way::{Refusal, Way};
+use ringweir_flow::way::Way;
 
 use crate::buffers::{Buffer, Size};
 use crate::live::{Live, Turn};
+use crate::platform::Pipe;
+use crate::splice;
 
-/// How many receives and sends a direction may make before the other sessions get their turn: a quarter of a
-/// megabyte at most.
-const STEPS: u32 = 8;
+/// How many bytes a direction may move before the other sessions get their turn.
+const TURN_BYTES: usize = 512 * 1024;
+
+/// What a receive or send counts at least, for it costs that even if it moves less.
+const STEP_BYTES: usize = 64 * 1024;
 
 /// One direction of a session.
 #[derive(Debug)]
 pub(crate) struct Lane {
-    job: Job,
-    held: Option<Held>,
+    pub(crate) job: Job,
+    pub(crate) held: Option<Held>,
     /// What the next receive takes.
     size: Size,
 }
 
 /// The step that the session gave out last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Job {
+pub(crate) enum Job {
     Nothing,
     Receiving,
+    /// So much may go into a pipe.
+    Filling(u64),
     /// So many of the held bytes are to be sent.
     Sending(usize),
 }
 
 /// Received and not sent.
 #[derive(Debug)]
-struct Held {
-    buffer: Buffer,
-    sent: usize,
-    end: usize,
+pub(crate) enum Held {
+    Buffer { buffer: Buffer, sent: usize, end: usize },
+    Pipe(Pipe),
 }
 
 impl Default for Lane {
@@ -47,8 +52,8 @@ impl Default for Lane {
 
 /// Goes on in a direction until it is blocked or over, or has had its share of the worker's time.
 pub(crate) fn run(live: &mut Live, direction: Direction, cx: &mut Context<'_>) -> Turn {
-    let mut steps = STEPS;
-    while steps > 0 {
+    let mut left = TURN_BYTES;
+    while left > 0 {
         let sink = live.end(direction.sink());
         if sink.is_some_and(|sink| !sink.outbox.is_empty()) {
             return Turn::Blocked;
@@ -56,24 +61,25 @@ pub(crate) fn run(live: &mut Live, direction: Direction, cx: &mut Context<'_>) -
         let pass = match live.lane(direction).job {
             Job::Nothing => begin(live, direction),
             Job::Receiving => receive(live, direction, cx),
+            Job::Filling(max_bytes) => splice::fill(live, direction, max_bytes, cx),
             Job::Sending(bytes) => send(live, direction, bytes, cx),
         };
         match pass {
             Pass::Blocked => return Turn::Blocked,
             Pass::Over => return Turn::Moved,
             Pass::Begun => {}
-            Pass::Done => steps -= 1,
+            Pass::Moved(bytes) => left = left.saturating_sub(bytes.max(STEP_BYTES)),
         }
     }
     Turn::Spent
 }
 
 /// How far a direction came.
-enum Pass {
+pub(crate) enum Pass {
     /// The next step is known.
     Begun,
-    /// A receive or send is done.
-    Done,
+    /// A receive or send of so many bytes is done.
+    Moved(usize),
     /// Waits for a socket, or has nothing to do any more.
     Blocked,
     /// The direction is over, and with it perhaps the session.
@@ -83,8 +89,8 @@ enum Pass {
 fn begin(live: &mut Live, direction: Direction) -> Pass {
     match live.session.poll_step(direction) {
         None => Pass::Blocked,
-        Some(Step::Receive(Way::Pipe { .. })) => {
-            live.session.handle_pipe_refused(direction, Refusal::Unsupported);
+        Some(Step::Receive(Way::Pipe { max_bytes })) => {
+            live.lane(direction).job = Job::Filling(max_bytes);
             Pass::Begun
         }
         Some(Step::Receive(Way::Buffer)) => {
@@ -121,9 +127,9 @@ fn receive(live: &mut Live, direction: Direction, cx: &mut Context<'_>) -> Pass 
         Ok(bytes @ 1..) => {
             let lane = live.lane(direction);
             lane.size = Size::after(bytes);
-            lane.held = Some(Held { buffer, sent: 0, end: bytes });
+            lane.held = Some(Held::Buffer { buffer, sent: 0, end: bytes });
             live.session.handle_received(direction, bytes, now);
-            return Pass::Done;
+            return Pass::Moved(bytes);
         }
         Ok(0) => live.session.handle_ended(direction, now),
         Err(_) => live.session.handle_receive_failed(direction),
@@ -140,23 +146,39 @@ fn send(live: &mut Live, direction: Direction, bytes: usize, cx: &mut Context<'_
     let (Some(held), Some(sink)) = (&mut lane.held, sink) else {
         unreachable!("a send follows what was received, and both sides are open")
     };
-    let Poll::Ready(sent) = sink.stream.poll_write(cx, &held.buffer.bytes()[held.sent..held.sent + bytes])
-    else {
-        return Pass::Blocked;
+    let polled = match held {
+        Held::Buffer { buffer, sent, .. } => {
+            sink.stream.poll_write(cx, &buffer.bytes()[*sent..*sent + bytes])
+        }
+        Held::Pipe(pipe) => sink.stream.poll_drain(cx, pipe, bytes),
     };
+    let Poll::Ready(result) = polled else { return Pass::Blocked };
     lane.job = Job::Nothing;
-    match sent {
-        Ok(sent) => {
-            held.sent += sent;
-            if held.sent == held.end {
+    match result {
+        Ok(sent @ 1..) => {
+            if held.handle_sent(sent) {
                 live.drop_held(direction);
             }
             live.session.handle_sent(direction, sent, live.now);
-            Pass::Done
+            Pass::Moved(sent)
         }
-        Err(_) => {
+        // A socket that takes nothing, and does not say that it is full, is broken.
+        Ok(_) | Err(_) => {
             live.fail_send(direction);
             Pass::Over
+        }
+    }
+}
+
+impl Held {
+    /// Notes that so much was sent, and says whether it was all.
+    fn handle_sent(&mut self, bytes: usize) -> bool {
+        match self {
+            Held::Buffer { sent, end, .. } => {
+                *sent += bytes;
+                sent == end
+            }
+            Held::Pipe(pipe) => pipe.is_empty(),
         }
     }
 }
@@ -169,10 +191,12 @@ impl Live {
         self.session.handle_send_failed(direction);
     }
 
-    /// What was received and is not to be forwarded goes back to the worker.
+    /// What was received and is not to be forwarded, or is forwarded in full, goes back to the worker.
     pub(crate) fn drop_held(&mut self, direction: Direction) {
-        if let Some(held) = self.lane(direction).held.take() {
-            self.worker.buffers.borrow_mut().give_back(held.buffer);
+        match self.lane(direction).held.take() {
+            None => {}
+            Some(Held::Buffer { buffer, .. }) => self.worker.buffers.borrow_mut().give_back(buffer),
+            Some(Held::Pipe(pipe)) => self.worker.pipes.borrow_mut().give_back(pipe),
         }
     }
 }

@@ -6,10 +6,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use socket2::{SockRef, Socket};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::platform::{self, LocalStream};
+use crate::platform::{self, LocalStream, Pipe};
 
 /// What a socket is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,64 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Local(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    /// Waits until a receive is worth a try.
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(stream) => stream.poll_read_ready(cx),
+            Stream::Local(stream) => stream.poll_read_ready(cx),
+        }
+    }
+
+    /// Receives into an empty pipe; 0 is the end of the stream.
+    pub(crate) fn poll_fill(
+        &self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+        max_bytes: u64,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_readable(cx))?;
+            let filled = match self {
+                Stream::Tcp(stream) => {
+                    stream.try_io(Interest::READABLE, || platform::fill(pipe, stream, max_bytes))
+                }
+                Stream::Local(stream) => {
+                    stream.try_io(Interest::READABLE, || platform::fill(pipe, stream, max_bytes))
+                }
+            };
+            match filled {
+                // The runtime has been told, and is asked to wait.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                filled => return Poll::Ready(filled),
+            }
+        }
+    }
+
+    /// Sends the first `bytes` bytes of what a pipe holds.
+    pub(crate) fn poll_drain(
+        &self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+        bytes: usize,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let drained = match self {
+                Stream::Tcp(stream) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_io(Interest::WRITABLE, || platform::drain(pipe, stream, bytes))
+                }
+                Stream::Local(stream) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_io(Interest::WRITABLE, || platform::drain(pipe, stream, bytes))
+                }
+            };
+            match drained {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                drained => return Poll::Ready(drained),
+            }
         }
     }
 

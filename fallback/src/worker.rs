@@ -26,6 +26,7 @@ use tokio::time::Instant as Clock;
 use crate::buffers::Buffers;
 use crate::listener::{Fate, Opening, Warning, accept_clients};
 use crate::live;
+use crate::platform::{Budget, Pool};
 use crate::seats::{Seat, Seats};
 use crate::stream::{Stream, Transport};
 
@@ -59,6 +60,8 @@ pub(crate) struct WorkerOptions {
     /// Every worker's.
     pub(crate) inboxes: Arc<[UnboundedSender<Message>]>,
     pub(crate) seats: Arc<Seats>,
+    /// Of the pipes of all workers.
+    pub(crate) pipes: Arc<Budget>,
 }
 
 /// What the tasks of a worker share.
@@ -68,6 +71,7 @@ pub(crate) struct Worker {
     pub(crate) inboxes: Arc<[UnboundedSender<Message>]>,
     pub(crate) seats: Arc<Seats>,
     pub(crate) buffers: RefCell<Buffers>,
+    pub(crate) pipes: RefCell<Pool>,
     pub(crate) warning: Warning,
     origin: Clock,
     view: RefCell<Rc<View>>,
@@ -146,6 +150,7 @@ impl Worker {
             inboxes: options.inboxes,
             seats: options.seats,
             buffers: RefCell::default(),
+            pipes: RefCell::new(Pool::new(options.pipes)),
             warning: Warning::default(),
             origin: Clock::now(),
             view: RefCell::new(View::new(snapshot, options.index, seed)),

@@ -1,11 +1,16 @@
-//! What differs between systems: Unix sockets, error numbers, the limit on descriptors, and how to learn that a peer
-//! has everything it was sent.
+//! What differs between systems: Unix sockets, error numbers, the limit on descriptors, pipes to splice through, and
+//! how to learn that a peer has everything it was sent.
 
 #[cfg(not(target_os = "linux"))]
 mod delivery;
 #[cfg(target_os = "linux")]
 #[path = "delivery_linux.rs"]
 mod delivery;
+#[cfg(not(target_os = "linux"))]
+mod splice;
+#[cfg(target_os = "linux")]
+#[path = "splice_linux.rs"]
+mod splice;
 #[cfg(not(unix))]
 #[path = "windows.rs"]
 mod system;
@@ -14,6 +19,7 @@ mod system;
 mod system;
 
 pub(crate) use delivery::{Watch, watch};
+pub(crate) use splice::{Budget, Pipe, Pool, drain, fill, is_unspliceable};
 pub(crate) use system::{
     LocalListener, LocalStream, adopt_local, adopt_local_listener, connect_error, connect_local,
     is_clients_doing, is_full, is_in_progress, release_local, release_local_listener, session_limit,

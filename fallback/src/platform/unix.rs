@@ -17,6 +17,8 @@ const RESERVED_DESCRIPTORS: usize = 64;
 
 const DESCRIPTORS_PER_SESSION: usize = 2;
 
+const DESCRIPTORS_PER_PIPE: usize = 2;
+
 /// Descriptors that a worker opens for itself: the event queue, its duplicate, what wakes it, and two to spare for
 /// clients that were accepted a moment before their predecessors were closed.
 const DESCRIPTORS_PER_WORKER: usize = 5;
@@ -95,11 +97,13 @@ pub(crate) fn connect_error(error: &io::Error) -> ConnectError {
 }
 
 /// How many sessions each worker may have by the limit on descriptors.
-pub(crate) fn session_limit(workers: usize) -> usize {
+pub(crate) fn session_limit(workers: usize, pipes: usize) -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let open = std::fs::read_dir("/dev/fd").map_or(RESERVED_DESCRIPTORS, Iterator::count);
     let free = limit.saturating_sub(open + workers * DESCRIPTORS_PER_WORKER);
+    // Where little is to be had, pipes come second: a stream without one is copied.
+    let free = free - (pipes * DESCRIPTORS_PER_PIPE).min(free / 8);
     // Where little is to be had, little is reserved.
     let reserved = RESERVED_DESCRIPTORS.min(free / 4);
     ((free - reserved) / DESCRIPTORS_PER_SESSION / workers).max(1)

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use ringweir_flow::close::ConnectError;
 use socket2::Socket;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 // Windows Sockets Error Codes (WinSock2.h).
 const WSA_NOT_ENOUGH_MEMORY: i32 = 8;
@@ -36,6 +36,20 @@ pub(crate) struct LocalListener(Infallible);
 
 impl LocalListener {
     pub(crate) async fn accept(&self) -> io::Result<(LocalStream, ())> {
+        match self.0 {}
+    }
+}
+
+impl LocalStream {
+    pub(crate) fn poll_read_ready(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.0 {}
+    }
+
+    pub(crate) fn poll_write_ready(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.0 {}
+    }
+
+    pub(crate) fn try_io<R>(&self, _: Interest, _: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
         match self.0 {}
     }
 }
@@ -115,6 +129,6 @@ pub(crate) fn connect_error(error: &io::Error) -> ConnectError {
 }
 
 /// How many sessions each worker may have: memory alone bounds them.
-pub(crate) fn session_limit(_: usize) -> usize {
+pub(crate) fn session_limit(_: usize, _: usize) -> usize {
     usize::MAX
 }

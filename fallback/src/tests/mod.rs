@@ -2,6 +2,8 @@
 
 #[cfg(target_os = "linux")]
 mod descriptors;
+#[cfg(target_os = "linux")]
+mod splice;
 mod world;
 
 use std::io::Write;

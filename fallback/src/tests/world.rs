@@ -52,6 +52,8 @@ pub(super) struct World {
     protocol: Protocol,
     upstream: Upstream,
     pub(super) timeouts: Timeouts,
+    pub(super) splicing: Splicing,
+    pub(super) pipes: Option<usize>,
     pub(super) listener: Arc<ListenerCounters>,
     pub(super) target: Arc<TargetCounters>,
 }
@@ -66,6 +68,8 @@ impl World {
             protocol,
             upstream,
             timeouts: Timeouts::default(),
+            splicing: Splicing::default(),
+            pipes: None,
             listener: Arc::new(ListenerCounters::new(WORKERS)),
             target: Arc::new(TargetCounters::new(WORKERS)),
         }
@@ -121,7 +125,7 @@ impl World {
         match &self.handle {
             Some(handle) => handle.publish(&snapshot, opened),
             None => {
-                let options = Options { workers: WORKERS, pipes: None, resolver: Arc::new(Names) };
+                let options = Options { workers: WORKERS, pipes: self.pipes, resolver: Arc::new(Names) };
                 self.handle = Some(start(options, snapshot, opened).unwrap());
             }
         }
@@ -155,7 +159,7 @@ impl World {
             listeners: vec![listener],
             targets: vec![target],
             log_sessions: true,
-            splicing: Splicing::default(),
+            splicing: self.splicing,
         }
     }
 }
@@ -241,7 +245,7 @@ pub(super) fn reset(stream: TcpStream) {
 }
 
 /// Waits for a counter, of which nobody tells that it changed.
-pub(super) fn wait_until(condition: impl Fn() -> bool) {
+pub(super) fn wait_until(mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
         assert!(begun.elapsed() < PATIENCE, "it does not come to that");
