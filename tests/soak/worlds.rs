@@ -33,16 +33,16 @@ fn sessions_of_every_kind_with_reloads_in_between(engine: Engine) {
     let settled = stage.assert_quiet(None);
     stage.play(plan(Scarcity::Plenty, 40, next));
     stage.assert_quiet(Some(settled));
-    assert_piped(engine, &stage);
+    assert_piped(&stage);
 }
 
 fn sessions_where_pipes_are_few(engine: Engine) {
     let mut stage = Stage::new(Setup::new(engine), engine, Reloads::Never, FEW_PIPES);
     stage.play(plan(Scarcity::Plenty, 20, 0));
     stage.assert_quiet(None);
-    assert_piped(engine, &stage);
+    assert_piped(&stage);
     let pipes = stage.pipes();
-    assert!(pipes.refused_budget > 0 || !splices(engine), "no pipe was refused: {pipes:?}");
+    assert!(pipes.refused_budget > 0, "no pipe was refused: {pipes:?}");
 }
 
 fn sessions_where_descriptors_are_few(engine: Engine) {
@@ -56,23 +56,10 @@ fn sessions_where_descriptors_are_few(engine: Engine) {
 
 /// Both switches were made, and bytes went through pipes both ways.
 #[track_caller]
-fn assert_piped(engine: Engine, stage: &Stage) {
+fn assert_piped(stage: &Stage) {
     let pipes = stage.pipes();
-    let is_whole = if splices(engine) {
-        pipes.to_pipe > 0 && pipes.to_buffer > 0 && pipes.bytes_up > 0 && pipes.bytes_down > 0
-    } else {
-        pipes.refused_unsupported > 0
-    };
+    let is_whole = pipes.to_pipe > 0 && pipes.to_buffer > 0 && pipes.bytes_up > 0 && pipes.bytes_down > 0;
     assert!(is_whole, "some way was never taken: {pipes:?}");
-}
-
-/// Whether an engine has pipes.
-const fn splices(engine: Engine) -> bool {
-    match engine {
-        Engine::IoUring => true,
-        // Not yet: it says that its sockets cannot be spliced.
-        Engine::Tokio => false,
-    }
 }
 
 /// A plan that takes `percent` of the time.
