@@ -14,12 +14,12 @@ use ringweir_flow::dial::{AttemptId, UpstreamAddr};
 use ringweir_flow::resolve::{ResolveError, Resolved};
 use ringweir_flow::wire::HostName;
 use smallvec::SmallVec;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Domain;
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
 use crate::live::{Live, Turn};
-use crate::platform::{connect_error, connect_local, is_full, is_in_progress};
+use crate::platform::{self, connect_error, connect_local, is_full, is_in_progress};
 use crate::stream::{Stream, Transport};
 
 /// How long a dial waits for room in the accept queue of a local socket. The kernel has no event for it.
@@ -147,8 +147,7 @@ fn open(address: &UpstreamAddr) -> io::Result<State> {
 }
 
 fn open_tcp(address: SocketAddr) -> io::Result<State> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
+    let socket = platform::open_tcp(Domain::for_address(address))?;
     socket.set_tcp_nodelay(true)?;
     match socket.connect(&address.into()) {
         Ok(()) => {}

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use crate::Opened;
-use crate::platform::{LocalListener, adopt_local_listener, is_clients_doing, release_local_listener};
+use crate::platform::{self, LocalListener, adopt_local_listener, is_clients_doing, release_local_listener};
 use crate::stream::{Stream, Transport};
 use crate::worker::{Arrival, Message, Worker};
 
@@ -89,7 +89,10 @@ impl Opening {
     pub(crate) fn open(self) -> io::Result<Listener> {
         self.socket.set_nonblocking(true)?;
         let acceptor = match self.socket.local_addr()?.as_socket() {
-            Some(_) => Acceptor::Tcp(TcpListener::from_std(self.socket.into())?),
+            Some(_) => {
+                platform::prepare_listener(&self.socket);
+                Acceptor::Tcp(TcpListener::from_std(self.socket.into())?)
+            }
             None => Acceptor::Local(adopt_local_listener(self.socket)?),
         };
         let dealer = Dealer { bind: self.bind, dealing: self.dealing, next: Cell::new(0) };
@@ -196,16 +199,16 @@ fn drain(acceptor: Acceptor, dealer: &Dealer, worker: &Rc<Worker>) {
 fn accept_waiting(socket: &Socket, transport: Transport) -> io::Result<Option<(Stream, ClientAddr)>> {
     let (socket, address) = socket.accept()?;
     socket.set_nonblocking(true)?;
-    let client = match transport {
-        Transport::Tcp => {
-            let Some(address) = address.as_socket() else { return Ok(None) };
-            // It fails only when the client is gone already, which its first receive reports.
-            let _ = socket.set_tcp_nodelay(true);
-            ClientAddr::Ip(address)
-        }
-        Transport::Local => ClientAddr::Unix,
+    let client = match (transport, address.as_socket()) {
+        (Transport::Local, _) => ClientAddr::Unix,
+        (Transport::Tcp, Some(address)) => ClientAddr::Ip(address),
+        (Transport::Tcp, None) => return Ok(None),
     };
-    Ok(Some((Stream::adopt(socket, transport)?, client)))
+    let stream = Stream::adopt(socket, transport)?;
+    if let Stream::Tcp(stream) = &stream {
+        platform::prepare_accepted(stream);
+    }
+    Ok(Some((stream, client)))
 }
 
 impl Acceptor {
@@ -213,8 +216,7 @@ impl Acceptor {
         match self {
             Acceptor::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                // It fails only when the client is gone already, which its first receive reports.
-                let _ = stream.set_nodelay(true);
+                platform::prepare_accepted(&stream);
                 Ok((Stream::Tcp(stream), ClientAddr::Ip(address)))
             }
             Acceptor::Local(listener) => {

@@ -1,4 +1,4 @@
-//! What differs between systems: Unix sockets, error numbers, the limit on descriptors, pipes to splice through, and
+//! What differs between systems: Unix sockets, what TCP sockets are given, error numbers, the limit on descriptors, pipes to splice through, and
 //! how to learn that a peer has everything it was sent.
 
 #[cfg(not(target_os = "linux"))]
@@ -17,6 +17,11 @@ mod system;
 #[cfg(unix)]
 #[path = "unix.rs"]
 mod system;
+#[cfg(not(target_os = "linux"))]
+mod tcp;
+#[cfg(target_os = "linux")]
+#[path = "tcp_linux.rs"]
+mod tcp;
 
 pub(crate) use delivery::{Watch, watch};
 pub(crate) use splice::{Budget, Pipe, Pool, drain, fill, is_unspliceable};
@@ -25,3 +30,4 @@ pub(crate) use system::{
     is_clients_doing, is_full, is_in_progress, release_local, release_local_listener, session_limit,
     shut_down_local,
 };
+pub(crate) use tcp::{open_tcp, prepare_accepted, prepare_listener};
