@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::Opened;
 use crate::platform::{self, LocalListener, adopt_local_listener, is_clients_doing, release_local_listener};
+use crate::seats::Seats;
 use crate::stream::{Stream, Transport};
 use crate::worker::{Arrival, Message, Worker};
 
@@ -128,7 +129,7 @@ impl Listener {
         let mut pause = FIRST_PAUSE;
         loop {
             for _ in 0..BATCH {
-                self.dealer.wait_for_room(worker).await;
+                worker.seats.wait_until(Seats::has_room).await;
                 match self.acceptor.accept().await {
                     Ok((stream, client)) => {
                         pause = FIRST_PAUSE;
@@ -148,17 +149,6 @@ impl Listener {
 }
 
 impl Dealer {
-    async fn wait_for_room(&self, worker: &Worker) {
-        let index = worker.index.0;
-        match self.dealing {
-            Dealing::Own => worker.seats.wait_until(|seats| seats.has_room(index).then_some(())).await,
-            Dealing::InTurn => {
-                let next = worker.seats.wait_until(|seats| seats.next_with_room(self.next.get())).await;
-                self.next.set(next);
-            }
-        }
-    }
-
     /// Gives a client to the worker whose turn it is.
     fn deal(&self, worker: &Rc<Worker>, stream: Stream, client: ClientAddr) {
         let index = match self.dealing {

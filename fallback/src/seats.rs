@@ -1,5 +1,6 @@
-//! How many sessions each worker may have: as many as its share of the process's descriptors is enough for. The
-//! others wait in the accept queue, where they lose nothing.
+//! How many sessions there may be: as many as the process's descriptors are enough for. The others wait in the accept
+//! queue, where they lose nothing. The workers share them all: clients come unevenly, and a worker with a fixed share
+//! would leave some waiting while another has room.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,27 +34,18 @@ impl Seats {
         Seat { seats: Arc::clone(self), worker }
     }
 
-    pub(crate) fn has_room(&self, worker: usize) -> bool {
-        self.taken(worker) < self.limit
-    }
-
-    /// The first worker with room, from `start` on in a circle.
-    pub(crate) fn next_with_room(&self, start: usize) -> Option<usize> {
-        let workers = self.taken.len();
-        (0..workers).map(|step| (start + step) % workers).find(|worker| self.has_room(*worker))
+    pub(crate) fn has_room(&self) -> bool {
+        self.taken.iter().map(|taken| taken.load(Ordering::Relaxed)).sum::<usize>() < self.limit
     }
 
     /// Waits until `condition` holds, which is looked at whenever a seat becomes free.
-    pub(crate) async fn wait_until<T>(&self, condition: impl Fn(&Seats) -> Option<T>) -> T {
-        loop {
-            if let Some(found) = condition(self) {
-                return found;
-            }
+    pub(crate) async fn wait_until(&self, condition: impl Fn(&Seats) -> bool) {
+        while !condition(self) {
             let mut freed = std::pin::pin!(self.freed.notified());
             freed.as_mut().enable();
             // Freed between the first look and the moment from which on it is told.
-            if let Some(found) = condition(self) {
-                return found;
+            if condition(self) {
+                return;
             }
             freed.await;
         }
@@ -76,16 +68,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seat_is_taken_until_it_is_dropped() {
-        let seats = Arc::new(Seats::new(2, 1));
-        assert_eq!(seats.next_with_room(1), Some(1));
-        let first = seats.take(1);
-        assert_eq!((seats.has_room(1), seats.next_with_room(1)), (false, Some(0)));
-        let second = seats.take(0);
-        assert_eq!(seats.next_with_room(0), None);
+    fn a_seat_is_taken_until_it_is_dropped_whichever_worker_has_it() {
+        let seats = Arc::new(Seats::new(2, 2));
+        let (first, second) = (seats.take(1), seats.take(1));
+        assert!(!seats.has_room());
+        assert_eq!((seats.taken(0), seats.taken(1)), (0, 2));
         drop(first);
-        assert_eq!(seats.next_with_room(0), Some(1));
-        drop(second);
-        assert_eq!(seats.taken(0), 0);
+        assert!(seats.has_room());
+        let third = seats.take(0);
+        assert!(!seats.has_room());
+        drop((second, third));
+        assert_eq!((seats.taken(0), seats.taken(1)), (0, 0));
     }
 }

@@ -225,7 +225,7 @@ impl Worker {
         self.stopped.notify_waiters();
         // Without their senders the listeners close.
         self.listeners.borrow_mut().clear();
-        let is_empty = |seats: &Seats| (seats.taken(self.index.0) == 0).then_some(());
+        let is_empty = |seats: &Seats| seats.taken(self.index.0) == 0;
         if tokio::time::timeout(STOP_LIMIT, self.seats.wait_until(is_empty)).await.is_err() {
             tracing::warn!(worker = self.index.0, "sessions were still running when the worker ended");
         }

@@ -96,7 +96,7 @@ pub(crate) fn connect_error(error: &io::Error) -> ConnectError {
     }
 }
 
-/// How many sessions each worker may have by the limit on descriptors.
+/// How many sessions there may be by the limit on descriptors.
 pub(crate) fn session_limit(workers: usize, pipes: usize) -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -106,5 +106,5 @@ pub(crate) fn session_limit(workers: usize, pipes: usize) -> usize {
     let free = free - (pipes * DESCRIPTORS_PER_PIPE).min(free / 8);
     // Where little is to be had, little is reserved.
     let reserved = RESERVED_DESCRIPTORS.min(free / 4);
-    ((free - reserved) / DESCRIPTORS_PER_SESSION / workers).max(1)
+    ((free - reserved) / DESCRIPTORS_PER_SESSION).max(1)
 }

@@ -128,7 +128,7 @@ pub(crate) fn connect_error(error: &io::Error) -> ConnectError {
     }
 }
 
-/// How many sessions each worker may have: memory alone bounds them.
+/// How many sessions there may be: memory alone bounds them.
 pub(crate) fn session_limit(_: usize, _: usize) -> usize {
     usize::MAX
 }
