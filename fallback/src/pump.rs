@@ -12,10 +12,10 @@ use crate::platform::Pipe;
 use crate::splice;
 
 /// How many bytes a direction may move before the other sessions get their turn.
-const TURN_BYTES: usize = 512 * 1024;
+const TURN_BYTES: usize = 256 * 1024;
 
 /// What a receive or send counts at least, for it costs that even if it moves less.
-const STEP_BYTES: usize = 64 * 1024;
+const STEP_BYTES: usize = 32 * 1024;
 
 /// One direction of a session.
 #[derive(Debug)]
