@@ -69,7 +69,6 @@ pub(crate) struct Pipes {
     pub(crate) to_pipe: u64,
     pub(crate) to_buffer: u64,
     pub(crate) refused_budget: u64,
-    pub(crate) refused_unsupported: u64,
     pub(crate) bytes_up: u64,
     pub(crate) bytes_down: u64,
 }
@@ -223,7 +222,6 @@ impl Stage {
             to_pipe: sum(&["to_pipe"]),
             to_buffer: sum(&["to_buffer"]),
             refused_budget: sum(&["refused", "budget"]),
-            refused_unsupported: sum(&["refused", "unsupported"]),
             bytes_up: sum(&["bytes_up"]),
             bytes_down: sum(&["bytes_down"]),
         }
