@@ -96,17 +96,24 @@ fn a_flood_of_connects_leaves_nothing_behind(engine: Engine) {
     // Until every buffer of the pool that such clients ever fill has been filled.
     flood(listener, 4000);
     eventually(PATIENCE, "the warm sessions have ended", || active() == 0);
-    let (descriptors, memory_kib) = (open_descriptors(pid), own_memory_kib(pid));
+    let descriptors = open_descriptors(pid);
 
-    flood(listener, 10_000);
     let within = Duration::from_secs(2);
-    eventually(within, "no socket is left in CLOSE-WAIT", || {
-        close_waits(listener.port(), server.port()) == 0
-    });
-    eventually(within, "descriptors are back", || open_descriptors(pid) <= descriptors);
-    eventually(within, "no session is left", || active() == 0);
-    let growth_kib = own_memory_kib(pid).saturating_sub(memory_kib);
-    assert!(growth_kib <= 1024, "{growth_kib} KiB more than before the flood");
+    let growth_kib = || {
+        let memory_kib = own_memory_kib(pid);
+        flood(listener, 10_000);
+        eventually(within, "no socket is left in CLOSE-WAIT", || {
+            close_waits(listener.port(), server.port()) == 0
+        });
+        eventually(within, "descriptors are back", || open_descriptors(pid) <= descriptors);
+        eventually(within, "no session is left", || active() == 0);
+        own_memory_kib(pid).saturating_sub(memory_kib)
+    };
+    // On a busy machine a flood may have more sessions at once than any before, and the pools grow with that; what leaks
+    // grows with every flood.
+    let growths = [(); 3].map(|()| growth_kib());
+    let least_kib = growths.into_iter().min().unwrap_or(0);
+    assert!(least_kib <= 1024, "every flood costs memory: {growths:?} KiB");
     assert!(daemon.is_running() && is_served(listener));
 }
 
