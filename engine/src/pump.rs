@@ -1,10 +1,12 @@
 //! Moves the bytes of open sessions: one-shot receives into buffers of the shared pool, and sends that give them
 //! back; for streams, the pipes of `splice.rs`. A session that waits holds neither.
 
+use std::os::fd::BorrowedFd;
+
 use ringweir_flow::pump::{Direction, Side, Step};
 use ringweir_flow::way::Way;
 use ringweir_ring::{Chunks, Errno, Op, Unsent};
-use rustix::net::{Shutdown, shutdown};
+use rustix::net::{Shutdown, getpeername, shutdown};
 
 use crate::live::{Held, Live, Receiving, Sending, token};
 use crate::sessions::SessionId;
@@ -113,7 +115,7 @@ pub(crate) fn handle_received(
             let direction = Direction::from(side);
             if chunks.is_empty() {
                 tools.ring.recycle(chunks);
-                live.session.handle_ended(direction, tools.now);
+                handle_ended(live, direction, tools);
             } else {
                 let bytes = chunks.len();
                 stream.pace = Pace::after(bytes, pending);
@@ -133,6 +135,22 @@ pub(crate) fn handle_received(
         }
         Err(_) => live.session.handle_client_failed(),
     }
+}
+
+/// Nothing more comes from a source, or so it reads: a send that was cut short by a reset has taken the error with it,
+/// and its result does not tell.
+pub(crate) fn handle_ended(live: &mut Live, direction: Direction, tools: &Tools) {
+    let Some(source) = live.stream(direction.source()) else { return };
+    if source.sending != Sending::Nothing && has_no_peer(source.fd()) {
+        live.session.handle_receive_failed(direction);
+    } else {
+        live.session.handle_ended(direction, tools.now);
+    }
+}
+
+/// Whether a TCP connection is over in both directions: reset, where this side has not ended its own.
+fn has_no_peer(socket: BorrowedFd<'_>) -> bool {
+    getpeername(socket).is_err_and(|errno| errno == Errno::NOTCONN)
 }
 
 /// A send has ended.

@@ -118,7 +118,7 @@ fn fill(live: &mut Live, id: SessionId, direction: Direction, max_bytes: u64, to
     }
     tools.pipes.give_back(pipe);
     match filled {
-        Ok(_) => live.session.handle_ended(direction, tools.now),
+        Ok(_) => pump::handle_ended(live, direction, tools),
         Err(Errno::AGAIN) => await_source(live, id, direction, max_bytes, tools),
         Err(Errno::INVAL) => live.session.handle_pipe_refused(direction, Refusal::Unsupported),
         Err(_) => live.session.handle_receive_failed(direction),
