@@ -108,7 +108,7 @@ impl Engine {
         let resolver: Arc<dyn Resolver> = Arc::new(NoNames);
         #[cfg(target_os = "linux")]
         if name == "io-uring" {
-            let options = ringweir_engine::Options { workers: 1, pipes: None, resolver };
+            let options = ringweir_engine::Options { workers: 1, pipes: None, busy_poll: None, resolver };
             return match ringweir_engine::start(options, snapshot, opened) {
                 Ok(handle) => Some(Engine::IoUring(handle)),
                 Err(error) => {

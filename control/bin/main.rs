@@ -29,6 +29,9 @@ impl Driver for Tokio {
 }
 
 fn start_tokio(request: StartRequest) -> Result<Started, String> {
+    if request.busy_poll.is_some() {
+        return Err("engine.busy_poll: the tokio engine cannot; only the io_uring engine can".to_owned());
+    }
     let options = ringweir_fallback::Options {
         workers: request.workers,
         pipes: request.pipes,
@@ -88,6 +91,7 @@ mod engines {
         let options = ringweir_engine::Options {
             workers: request.workers,
             pipes: request.pipes,
+            busy_poll: request.busy_poll,
             resolver: request.resolver,
         };
         let handle = ringweir_engine::start(options, request.snapshot, request.opened)

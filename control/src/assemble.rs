@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ringweir_flow::account::{ListenerCounters, TargetCounters};
+use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::snapshot::{
     Bind, Health, Listener, ListenerIndex, Snapshot, Target, TargetIndex, TargetKind, Upstream,
 };
@@ -59,6 +60,7 @@ pub(crate) fn assemble(
             allow: listener.allow.clone(),
             reach: listener.reach.clone(),
             timeouts: listener.timeouts,
+            keepalive: listener.socket.keepalive,
             counters: Arc::clone(
                 knowledge
                     .listener_counters
@@ -73,6 +75,7 @@ pub(crate) fn assemble(
             name: Arc::clone(&target.name),
             kind: kind(target, knowledge),
             health: health(config, knowledge, TargetIndex(index)),
+            outgoing: outgoing(target),
             counters: Arc::clone(
                 knowledge
                     .counters
@@ -119,6 +122,13 @@ fn kind(target: &model::Target, knowledge: &Knowledge) -> TargetKind {
             Endpoint::Direct => Upstream::Direct,
             Endpoint::Reject => Upstream::Reject,
         }),
+    }
+}
+
+fn outgoing(target: &model::Target) -> Option<Arc<Outgoing>> {
+    match &target.kind {
+        model::TargetKind::Upstream(upstream) => upstream.outgoing.clone(),
+        model::TargetKind::Group(_) => None,
     }
 }
 

@@ -6,12 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ringweir_flow::snapshot::BindId;
+use ringweir_socket::{Listening, OptionError, SocketOption};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::model::{BindAddress, Config};
-
-/// The kernel clamps it to `net.core.somaxconn`.
-const BACKLOG: i32 = 65_535;
+use crate::model::{BindAddress, Config, Listener, TargetKind, Upstream};
 
 /// The sockets of one bind.
 pub type Opened = (BindId, Vec<Socket>);
@@ -26,6 +24,8 @@ pub(crate) struct OpenBind {
     pub(crate) configured: BindAddress,
     /// As bound, with the port that the kernel chose for port 0.
     pub(crate) bound: String,
+    /// What is special about its sockets.
+    pub(crate) options: Listening,
 }
 
 impl OpenBind {
@@ -35,12 +35,31 @@ impl OpenBind {
     }
 }
 
+/// Whether sockets towards the upstreams can have the options that are configured.
+///
+/// # Errors
+/// All that are refused, and how.
+pub(crate) fn try_upstreams(config: &Config) -> Result<(), String> {
+    let refused = config.targets.iter().filter_map(|target| match &target.kind {
+        TargetKind::Upstream(Upstream { outgoing: Some(outgoing), .. }) => {
+            let error = ringweir_socket::try_out(outgoing).err()?;
+            Some(format!("upstream.{}.{error}", target.name))
+        }
+        TargetKind::Upstream(_) | TargetKind::Group(_) => None,
+    });
+    let refused: Vec<String> = refused.collect();
+    if refused.is_empty() { Ok(()) } else { Err(refused.join("\n")) }
+}
+
 /// Why an address could not be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("{address} cannot be bound: {error}")]
-pub(crate) struct BindError {
-    address: BindAddress,
-    error: io::Error,
+pub(crate) enum BindError {
+    /// The system refuses the address.
+    #[error("{address} cannot be bound: {error}")]
+    Address { address: BindAddress, error: io::Error },
+    /// It refuses an option.
+    #[error("listener.{listener}.{error}")]
+    Option { listener: Arc<str>, error: OptionError },
 }
 
 /// Opens what the configuration names and is not open yet. On an error everything that was opened is closed again.
@@ -54,13 +73,13 @@ pub(crate) fn open_all(
     let wanted: Vec<_> = config
         .listeners
         .iter()
-        .flat_map(|listener| listener.binds.iter().map(|address| (&listener.name, address)))
+        .flat_map(|listener| listener.binds.iter().map(move |address| (listener, address)))
         .collect();
     // What a listener has is its own before others may take an address over from it.
     let mut kept: Vec<Option<OpenBind>> = wanted
         .iter()
         .map(|(listener, address)| {
-            let at = left.iter().position(|bind| bind.listener == **listener && bind.is_at(address))?;
+            let at = left.iter().position(|bind| bind.listener == listener.name && bind.is_at(address))?;
             Some(left.remove(at).clone())
         })
         .collect();
@@ -71,7 +90,11 @@ pub(crate) fn open_all(
             Some(left.remove(at).clone())
         };
         if let Some(bind) = kept.take().or_else(taken_over) {
-            binds.push(OpenBind { listener: Arc::clone(listener), configured: address.clone(), ..bind });
+            binds.push(OpenBind {
+                listener: Arc::clone(&listener.name),
+                configured: address.clone(),
+                ..bind
+            });
             continue;
         }
         let (bind, sockets) = open(BindId(next), listener, address, workers)?;
@@ -88,21 +111,49 @@ pub(crate) fn open_all(
 /// [`BindError`] names the address.
 fn open(
     id: BindId,
-    listener: &Arc<str>,
+    listener: &Listener,
     configured: &BindAddress,
     workers: usize,
 ) -> Result<(OpenBind, Opened), BindError> {
-    let fail = |error| BindError { address: configured.clone(), error };
+    let options = &listener.socket;
     let (bound, sockets) = match configured {
-        BindAddress::Tcp(address) => open_tcp(*address, V6Only::Yes, workers),
+        BindAddress::Tcp(address) => open_tcp(*address, V6Only::Yes, options, workers),
         BindAddress::DualStack(port) => {
-            open_tcp(SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port)), V6Only::No, workers)
+            let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port));
+            open_tcp(address, V6Only::No, options, workers)
         }
-        BindAddress::Unix(path) => open_unix(path),
+        BindAddress::Unix(path) => open_unix(path, options),
     }
-    .map_err(fail)?;
-    let bind = OpenBind { id, listener: Arc::clone(listener), configured: configured.clone(), bound };
+    .map_err(|fault| match fault {
+        Fault::Address(error) | Fault::Option(OptionError { option: SocketOption::Socket, error }) => {
+            BindError::Address { address: configured.clone(), error }
+        }
+        Fault::Option(error) => BindError::Option { listener: Arc::clone(&listener.name), error },
+    })?;
+    let (configured, options) = (configured.clone(), options.clone());
+    let bind = OpenBind { id, listener: Arc::clone(&listener.name), configured, bound, options };
     Ok((bind, (id, sockets)))
+}
+
+/// What was refused.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Address(#[from] io::Error),
+    #[error(transparent)]
+    Option(#[from] OptionError),
+}
+
+/// The binds whose sockets were opened with other options than their listener has now.
+pub(crate) fn with_old_sockets(config: &Config, binds: &[OpenBind]) -> Vec<String> {
+    let differs = |bind: &&OpenBind| {
+        let listener = config.listeners.iter().find(|listener| listener.name == bind.listener);
+        listener.is_some_and(|listener| listener.socket != bind.options)
+    };
+    let what = |bind: &OpenBind| {
+        format!("what changed in the socket options of listener {} at {}", bind.listener, bind.bound)
+    };
+    binds.iter().filter(differs).map(what).collect()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -111,20 +162,25 @@ enum V6Only {
     No,
 }
 
-fn open_tcp(address: SocketAddr, v6_only: V6Only, workers: usize) -> io::Result<(String, Vec<Socket>)> {
+fn open_tcp(
+    address: SocketAddr,
+    v6_only: V6Only,
+    options: &Listening,
+    workers: usize,
+) -> Result<(String, Vec<Socket>), Fault> {
     // Elsewhere SO_REUSEPORT does not spread clients evenly, or does not exist.
     let count = if cfg!(target_os = "linux") { workers } else { 1 };
-    refuse_if_taken(address, v6_only)?;
+    refuse_if_taken(address, v6_only, options)?;
     let mut address = address;
     let mut sockets = Vec::with_capacity(count);
     for _ in 0..count {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        let socket = options.open(address)?;
         if address.is_ipv6() {
             socket.set_only_v6(v6_only == V6Only::Yes)?;
         }
         share_address(&socket)?;
         socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
+        options.listen(&socket)?;
         if let Some(bound) = socket.local_addr()?.as_socket() {
             // The others follow the port that the kernel chose for the first.
             address = bound;
@@ -137,18 +193,18 @@ fn open_tcp(address: SocketAddr, v6_only: V6Only, workers: usize) -> io::Result<
 /// `SO_REUSEPORT` would let a second daemon of the same user take a share of the first one's clients without a word. A
 /// socket without it is refused where anybody listens.
 #[cfg(target_os = "linux")]
-fn refuse_if_taken(address: SocketAddr, v6_only: V6Only) -> io::Result<()> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+fn refuse_if_taken(address: SocketAddr, v6_only: V6Only, options: &Listening) -> Result<(), Fault> {
+    let socket = options.open(address)?;
     if address.is_ipv6() {
         socket.set_only_v6(v6_only == V6Only::Yes)?;
     }
     socket.set_reuse_address(true)?;
-    socket.bind(&address.into())
+    Ok(socket.bind(&address.into())?)
 }
 
 /// Nothing is shared there.
 #[cfg(not(target_os = "linux"))]
-fn refuse_if_taken(_address: SocketAddr, _v6_only: V6Only) -> io::Result<()> {
+fn refuse_if_taken(_address: SocketAddr, _v6_only: V6Only, _options: &Listening) -> Result<(), Fault> {
     Ok(())
 }
 
@@ -171,12 +227,12 @@ fn share_address(_socket: &Socket) -> io::Result<()> {
 
 /// One socket, whose accept queue all workers share. A file that is left from before is removed when nobody answers
 /// there; one that answers belongs to a running process.
-fn open_unix(path: &Path) -> io::Result<(String, Vec<Socket>)> {
+fn open_unix(path: &Path, options: &Listening) -> Result<(String, Vec<Socket>), Fault> {
     let address = SockAddr::unix(path)?;
     remove_stale_socket(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&address)?;
-    socket.listen(BACKLOG)?;
+    options.listen(&socket)?;
     Ok((format!("unix:{}", path.display()), vec![socket]))
 }
 
@@ -210,13 +266,30 @@ fn is_socket(_metadata: &std::fs::Metadata) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use ringweir_flow::reach::Reach;
+    use ringweir_flow::snapshot::{Protocol, TargetIndex, Timeouts};
+
     use super::*;
+
+    fn listener() -> Listener {
+        Listener {
+            name: "l".into(),
+            binds: Vec::new(),
+            protocol: Protocol::Tcp,
+            target: TargetIndex(0),
+            users: None,
+            allow: None,
+            reach: Reach::Anywhere,
+            timeouts: Timeouts::default(),
+            socket: Listening::default(),
+        }
+    }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn every_worker_gets_a_socket_on_the_same_chosen_port() {
         let address = BindAddress::Tcp("127.0.0.1:0".parse().unwrap());
-        let (bind, (_, sockets)) = open(BindId(1), &"l".into(), &address, 3).unwrap();
+        let (bind, (_, sockets)) = open(BindId(1), &listener(), &address, 3).unwrap();
         let addresses: Vec<_> =
             sockets.iter().map(|socket| socket.local_addr().unwrap().as_socket().unwrap()).collect();
         assert_eq!(addresses.len(), 3);
@@ -230,14 +303,14 @@ mod tests {
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("l.sock");
         let address = BindAddress::Unix(path.clone());
-        let (_, first) = open(BindId(1), &"l".into(), &address, 2).unwrap();
-        let error = open(BindId(2), &"l".into(), &address, 2).unwrap_err();
+        let (_, first) = open(BindId(1), &listener(), &address, 2).unwrap();
+        let error = open(BindId(2), &listener(), &address, 2).unwrap_err();
         assert!(error.to_string().contains("l.sock"), "{error}");
         drop(first);
-        open(BindId(3), &"l".into(), &address, 2).unwrap();
+        open(BindId(3), &listener(), &address, 2).unwrap();
         let data = folder.join("data");
         std::fs::write(&data, "precious").unwrap();
-        open(BindId(4), &"l".into(), &BindAddress::Unix(data.clone()), 2).unwrap_err();
+        open(BindId(4), &listener(), &BindAddress::Unix(data.clone()), 2).unwrap_err();
         assert_eq!(std::fs::read_to_string(&data).unwrap(), "precious");
         std::fs::remove_dir_all(folder).unwrap();
     }
@@ -246,8 +319,8 @@ mod tests {
     #[test]
     fn an_address_that_another_daemon_serves_is_refused() {
         let address = BindAddress::Tcp("127.0.0.1:0".parse().unwrap());
-        let (bind, _sockets) = open(BindId(1), &"l".into(), &address, 1).unwrap();
+        let (bind, _sockets) = open(BindId(1), &listener(), &address, 1).unwrap();
         let same = BindAddress::Tcp(bind.bound.parse().unwrap());
-        assert!(open(BindId(2), &"l".into(), &same, 1).unwrap_err().to_string().contains(&bind.bound));
+        assert!(open(BindId(2), &listener(), &same, 1).unwrap_err().to_string().contains(&bind.bound));
     }
 }

@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::snapshot::Health;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::model::{Check, Endpoint};
+use crate::model::{Check, Endpoint, Upstream};
 use crate::resolve::Names;
 
 /// How many probes are in flight at once, over all targets.
@@ -34,8 +35,7 @@ pub(crate) struct Finding {
 /// A running check; ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Running {
-    check: Arc<Check>,
-    endpoint: Endpoint,
+    upstream: Upstream,
     task: JoinHandle<()>,
 }
 
@@ -47,8 +47,8 @@ impl Drop for Running {
 
 impl Running {
     /// Whether a new configuration asks for the very same.
-    pub(crate) fn is_same(&self, check: &Check, endpoint: &Endpoint) -> bool {
-        *self.check == *check && self.endpoint == *endpoint
+    pub(crate) fn is_same(&self, upstream: &Upstream) -> bool {
+        self.upstream == *upstream
     }
 }
 
@@ -56,14 +56,14 @@ impl Running {
 pub(crate) fn start(
     target: Arc<str>,
     check: Arc<Check>,
-    endpoint: Endpoint,
+    upstream: Upstream,
     names: Arc<Names>,
     probes: Arc<Semaphore>,
     findings: mpsc::Sender<Finding>,
 ) -> Running {
-    let (task_check, task_endpoint) = (Arc::clone(&check), endpoint.clone());
+    let probed = upstream.clone();
     let task = tokio::spawn(async move {
-        let mut verdict = Verdict::new(task_check.fall, task_check.rise);
+        let mut verdict = Verdict::new(check.fall, check.rise);
         let mut step = 0;
         // Name servers that are silent do not make a target that answers sick: the last addresses are probed then.
         let mut addresses = Vec::new();
@@ -72,7 +72,7 @@ pub(crate) fn start(
             let result = {
                 // The semaphore is never closed.
                 let _permit = probes.acquire().await;
-                probe(&task_endpoint, task_check.timeout, &names, &mut addresses).await
+                probe(&probed, check.timeout, &names, &mut addresses).await
             };
             let changed = verdict.handle(result.is_ok());
             let finding = Finding {
@@ -86,11 +86,11 @@ pub(crate) fn start(
             }
             // After a change the schedule starts again: news wants to be confirmed soon.
             step = if changed { 0 } else { step + 1 };
-            let wait = task_check.schedule[step.min(task_check.schedule.len() - 1)];
+            let wait = check.schedule[step.min(check.schedule.len() - 1)];
             sleep(jittered(wait)).await;
         }
     });
-    Running { check, endpoint, task }
+    Running { upstream, task }
 }
 
 /// Counts results in a row.
@@ -133,20 +133,21 @@ impl Verdict {
 
 /// Connects and closes. All addresses of a name are tried, each for its share of the time.
 async fn probe(
-    endpoint: &Endpoint,
+    upstream: &Upstream,
     limit: Duration,
     names: &Names,
     known: &mut Vec<SocketAddr>,
 ) -> Result<(), String> {
-    match endpoint {
-        Endpoint::Address(address) => connect_tcp(&[*address], limit).await,
+    let outgoing = upstream.outgoing.as_deref();
+    match &upstream.endpoint {
+        Endpoint::Address(address) => connect_tcp(&[*address], outgoing, limit).await,
         Endpoint::Name(name, port) => {
             match names.lookup(name).await {
                 Ok(found) => *known = found.addresses.iter().map(|ip| SocketAddr::new(*ip, *port)).collect(),
                 Err(error) if known.is_empty() => return Err(error.to_string()),
                 Err(_) => {}
             }
-            connect_tcp(known, limit).await
+            connect_tcp(known, outgoing, limit).await
         }
         Endpoint::Unix(path) => within(limit, connect_unix(path)).await,
         // The configuration gives no check to these.
@@ -154,17 +155,40 @@ async fn probe(
     }
 }
 
-async fn connect_tcp(addresses: &[SocketAddr], limit: Duration) -> Result<(), String> {
+async fn connect_tcp(
+    addresses: &[SocketAddr],
+    outgoing: Option<&Outgoing>,
+    limit: Duration,
+) -> Result<(), String> {
+    let mut last = match addresses {
+        [] => "the name has no address".to_owned(),
+        _ => "there is no source address of the family of its addresses".to_owned(),
+    };
+    let reached = |address: &SocketAddr| outgoing.is_none_or(|outgoing| outgoing.reaches(*address));
+    let addresses: Vec<_> = addresses.iter().copied().filter(reached).collect();
     let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
-    let mut last = "the name has no address".to_owned();
     for address in addresses {
-        let connect = async { TcpStream::connect(address).await.map_err(|error| error.to_string()) };
+        let connect = connect_one(address, outgoing);
         match within(share, connect).await {
             Ok(_) => return Ok(()),
             Err(error) => last = format!("{address}: {error}"),
         }
     }
     Err(last)
+}
+
+/// Connects as sessions do, from the first of the source addresses.
+async fn connect_one(address: SocketAddr, outgoing: Option<&Outgoing>) -> Result<TcpStream, String> {
+    let connected = match outgoing {
+        None => TcpStream::connect(address).await,
+        Some(outgoing) => {
+            let source = outgoing.source(address, 0);
+            let socket =
+                ringweir_socket::open(address, outgoing, source).map_err(|error| error.to_string())?;
+            TcpSocket::from_std_stream(socket.into()).connect(address).await
+        }
+    };
+    connected.map_err(|error| error.to_string())
 }
 
 async fn within<T>(limit: Duration, attempt: impl Future<Output = Result<T, String>>) -> Result<T, String> {

@@ -49,6 +49,8 @@ pub struct StartRequest {
     pub workers: usize,
     /// How many pipes there may be to splice streams through; `None` for what the system's limits are good for.
     pub pipes: Option<usize>,
+    /// How long rings poll network devices before they sleep. Only the io_uring engine can.
+    pub busy_poll: Option<Duration>,
     /// Resolves names for `direct`.
     pub resolver: Arc<dyn Resolver>,
     /// The first snapshot.
@@ -210,6 +212,7 @@ impl Daemon {
         let histograms = Keeper::new(config.histograms.clone());
         let names = Arc::new(Names::new(&config.resolver)?);
         let mut knowledge = Knowledge::default();
+        bind::try_upstreams(&config)?;
         let (binds, opened, next_bind) =
             bind::open_all(&config, &[], workers, 1).map_err(|error| error.to_string())?;
         resolve::locate(&config, &names, &mut knowledge).await;
@@ -218,6 +221,7 @@ impl Daemon {
             kind: config.engine.kind,
             workers,
             pipes: config.engine.pipes,
+            busy_poll: config.engine.busy_poll,
             resolver: Arc::new(NamePort(Arc::clone(&names))),
             snapshot: Arc::clone(&snapshot),
             opened,
@@ -440,6 +444,7 @@ impl Daemon {
         };
         let mut config = config::load(file).map_err(|errors| errors.to_string())?;
         self.settings.overrides.apply(&mut config);
+        bind::try_upstreams(&config).map_err(|error| format!("{error}\n"))?;
         let (binds, opened, next_bind) = bind::open_all(&config, &self.binds, self.workers, self.next_bind)
             .map_err(|error| format!("{error}\n"))?;
         self.forget_addresses(&config);
@@ -457,6 +462,8 @@ impl Daemon {
         let gone = before.iter().filter(|bind| !self.binds.iter().any(|kept| kept.id == bind.id));
         gone.for_each(remove_socket_file);
         let mut text = format!("the configuration is applied, snapshot {}\n", self.snapshot.generation);
+        let later =
+            later.into_iter().map(str::to_owned).chain(bind::with_old_sockets(&self.config, &self.binds));
         for what in later {
             text.push_str(&format!("{what} takes effect at the next start only\n"));
         }
@@ -496,6 +503,9 @@ impl Daemon {
         if new.engine.pipes != old.engine.pipes {
             later.push("engine.pipes");
         }
+        if new.engine.busy_poll != old.engine.busy_poll {
+            later.push("engine.busy_poll");
+        }
         if new.admin.listen != old.admin.listen
             || new.admin.metrics != old.admin.metrics
             || new.admin.token != old.admin.token
@@ -528,13 +538,12 @@ impl Daemon {
             let TargetKind::Upstream(upstream) = &target.kind else { continue };
             let name = || Arc::clone(&target.name);
             if let Some(check) = &upstream.check {
-                let running =
-                    checks.remove(&target.name).filter(|running| running.is_same(check, &upstream.endpoint));
+                let running = checks.remove(&target.name).filter(|running| running.is_same(upstream));
                 let running = running.unwrap_or_else(|| {
                     self.knowledge.health.remove(&target.name);
                     let (names, probes) = (Arc::clone(&self.names), Arc::clone(&self.probes));
-                    let endpoint = upstream.endpoint.clone();
-                    check::start(name(), Arc::clone(check), endpoint, names, probes, self.findings.clone())
+                    let (upstream, check) = (upstream.clone(), Arc::clone(check));
+                    check::start(name(), check, upstream, names, probes, self.findings.clone())
                 });
                 self.checks.insert(name(), running);
             } else {

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::snapshot::{Group, Protocol, TargetIndex, Timeouts};
 use ringweir_flow::users::Users;
 use ringweir_flow::way::Splicing;
 use ringweir_flow::wire::HostName;
+use ringweir_socket::Listening;
 use zeroize::Zeroizing;
 
 /// The most workers that may be configured.
@@ -50,6 +52,8 @@ pub struct Engine {
     pub splicing: Splicing,
     /// How many pipes there may be, 0 to [`MAX_PIPES`]; `None` for what the system's limits are good for.
     pub pipes: Option<usize>,
+    /// How long the rings wait for packets by polling network devices before they sleep; `None` for not at all.
+    pub busy_poll: Option<Duration>,
 }
 
 /// The most pipes that may be configured.
@@ -196,6 +200,8 @@ pub struct Listener {
     pub reach: Reach,
     /// Its timeouts.
     pub timeouts: Timeouts,
+    /// What is special about its sockets.
+    pub socket: Listening,
 }
 
 /// Where a listener is bound.
@@ -273,12 +279,14 @@ pub enum TargetKind {
 }
 
 /// A way to reach an endpoint.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     /// Where it leads.
     pub endpoint: Endpoint,
     /// How its health is found out, if at all.
     pub check: Option<Arc<Check>>,
+    /// What is special about the connections to it, if anything is.
+    pub outgoing: Option<Arc<Outgoing>>,
 }
 
 /// Where an upstream leads.

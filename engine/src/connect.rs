@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use ringweir_flow::close::ConnectError;
 use ringweir_flow::dial::{AttemptId, UpstreamAddr};
+use ringweir_flow::outgoing::Origin;
 use ringweir_ring::{Errno, MAX_LANES, Op, SocketAddrAny, SocketAddrUnix};
+use ringweir_socket::{OptionError, SocketOption};
 use rustix::net::sockopt::set_tcp_nodelay;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, getsockname, socket_with};
 use smallvec::SmallVec;
@@ -40,16 +42,22 @@ enum State {
     Connected,
 }
 
+/// What the session wants connected.
+pub(crate) struct Wish {
+    pub(crate) attempt: AttemptId,
+    pub(crate) address: UpstreamAddr,
+    pub(crate) local: bool,
+    pub(crate) origin: Option<Origin>,
+}
+
 /// Starts an attempt.
-pub(crate) fn start(
-    live: &mut Live,
-    id: SessionId,
-    attempt: AttemptId,
-    address: &UpstreamAddr,
-    local: bool,
-    tools: &mut Tools,
-) {
-    match open(address) {
+pub(crate) fn start(live: &mut Live, id: SessionId, wish: Wish, tools: &mut Tools) {
+    let Wish { attempt, address, local, origin } = wish;
+    let opened = match (&address, origin) {
+        (UpstreamAddr::Tcp(address), Some(origin)) => open_special(live, *address, origin),
+        (UpstreamAddr::Tcp(_) | UpstreamAddr::Unix(_), _) => open(&address).map_err(Unopened::Plain),
+    };
+    match opened {
         Ok((socket, address, transport)) => {
             let Some(lane) = live.dials.free_lane() else {
                 live.session.handle_connect_failed(attempt, ConnectError::OutOfResources, tools.now);
@@ -60,7 +68,10 @@ pub(crate) fn start(
             live.dials.lanes[usize::from(lane)] =
                 Some(Dial { attempt, socket, transport, local, state: State::Connecting });
         }
-        Err(errno) => {
+        Err(Unopened::Special) => {
+            live.session.handle_connect_failed(attempt, ConnectError::OwnEnd, tools.now);
+        }
+        Err(Unopened::Plain(errno)) => {
             let error = connect_error(errno);
             if error == ConnectError::OutOfResources {
                 tools.exhausted = Some(errno);
@@ -144,6 +155,35 @@ impl Dials {
 
 /// Splicing needs O_NONBLOCK; the ring waits all the same.
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
+
+/// Why there is no socket.
+enum Unopened {
+    /// The system has none to give.
+    Plain(Errno),
+    /// An option of the upstream was refused.
+    Special,
+}
+
+/// A socket of an upstream that has options.
+fn open_special(
+    live: &Live,
+    address: SocketAddr,
+    origin: Origin,
+) -> Result<(OwnedFd, SocketAddrAny, Transport), Unopened> {
+    let Some(outgoing) = live.session.outgoing(origin.target) else {
+        unreachable!("an origin is of an upstream that has options")
+    };
+    match ringweir_socket::open(address, outgoing, origin.source) {
+        Ok(socket) => Ok((socket.into(), SocketAddrAny::from(address), Transport::Tcp)),
+        Err(OptionError { option: SocketOption::Socket, error }) => {
+            Err(Unopened::Plain(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
+        }
+        Err(error) => {
+            tracing::debug!(%address, %error, "nothing is dialled");
+            Err(Unopened::Special)
+        }
+    }
+}
 
 fn open(address: &UpstreamAddr) -> Result<(OwnedFd, SocketAddrAny, Transport), Errno> {
     let stream = |family| socket_with(family, SocketType::STREAM, FLAGS, None);

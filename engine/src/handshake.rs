@@ -5,7 +5,7 @@ use ringweir_flow::session::Command;
 use ringweir_flow::way::Way;
 use rustix::net::{Shutdown, shutdown};
 
-use crate::connect;
+use crate::connect::{self, Wish};
 use crate::live::{AfterOutbox, Live, Receiving, Sending, token};
 use crate::pump;
 use crate::sessions::SessionId;
@@ -49,8 +49,8 @@ fn carry_out(command: Command, live: &mut Live, id: SessionId, tools: &mut Tools
             live.session.recycle(bytes);
         }
         Command::ShutDownClient => live.client.after_outbox = AfterOutbox::ShutDown,
-        Command::Connect { attempt, address, local } => {
-            connect::start(live, id, attempt, &address, local, tools);
+        Command::Connect { attempt, address, local, origin } => {
+            connect::start(live, id, Wish { attempt, address, local, origin }, tools);
         }
         Command::Abandon(attempt) => connect::abandon(live, id, attempt, tools),
         Command::Resolve(name) => {

@@ -21,6 +21,7 @@ mod worker;
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ringweir_flow::close::CloseReason;
@@ -43,6 +44,8 @@ pub struct Options {
     /// How many pipes there may be to splice streams through, each of two descriptors; `None` for what the system's
     /// limits are good for ([`Budget::of_this_system`]).
     pub pipes: Option<usize>,
+    /// How long rings poll network devices before they sleep; `None` for not at all.
+    pub busy_poll: Option<Duration>,
     /// Resolves the names that clients ask for.
     pub resolver: Arc<dyn Resolver>,
 }
@@ -103,6 +106,7 @@ pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> 
             capabilities,
             seats: Arc::clone(&seats),
             pipes: Arc::clone(&pipes),
+            busy_poll: options.busy_poll,
             warnings: Arc::clone(&warnings),
             resolver: Arc::clone(&options.resolver),
             inbox: inbox.clone(),

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use crossbeam_channel::{Receiver, Sender};
 use ringweir_flow::close::CloseReason;
@@ -41,6 +41,7 @@ pub(crate) struct WorkerOptions {
     pub(crate) capabilities: Capabilities,
     pub(crate) seats: Arc<Seats>,
     pub(crate) pipes: Arc<Budget>,
+    pub(crate) busy_poll: Option<Duration>,
     pub(crate) warnings: Arc<WarningGate>,
     pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) inbox: Sender<Message>,
@@ -86,7 +87,7 @@ enum Phase {
 }
 
 /// How long a stopping worker waits for its operations to be cancelled.
-const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
+const STOP_LIMIT: Duration = Duration::from_secs(1);
 
 impl Worker {
     /// Must be called in the thread that runs it: the ring belongs to it.
@@ -103,8 +104,11 @@ impl Worker {
                 tracing::warn!(core, %error, "the worker is not pinned to its core");
             }
         }
-        let config =
-            RingConfig { receive_bundle: options.capabilities.receive_bundle, ..RingConfig::default() };
+        let config = RingConfig {
+            receive_bundle: options.capabilities.receive_bundle,
+            busy_poll: options.busy_poll,
+            ..RingConfig::default()
+        };
         let ring = Ring::new(&config)?;
         let waker = ring.waker();
         let now = Instant::ZERO;

@@ -10,11 +10,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use ringweir_flow::close::ConnectError;
 use ringweir_flow::dial::{AttemptId, UpstreamAddr};
+use ringweir_flow::outgoing::Origin;
 use ringweir_flow::resolve::{ResolveError, Resolved};
 use ringweir_flow::wire::HostName;
+use ringweir_socket::{OptionError, SocketOption};
 use smallvec::SmallVec;
-use socket2::Domain;
+use socket2::{Domain, Socket};
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
@@ -54,10 +57,21 @@ enum Phase {
 }
 
 /// Starts an attempt.
-pub(crate) fn start(live: &mut Live, attempt: AttemptId, address: &UpstreamAddr, local: bool) {
-    match open(address) {
+pub(crate) fn start(
+    live: &mut Live,
+    attempt: AttemptId,
+    address: &UpstreamAddr,
+    local: bool,
+    origin: Option<Origin>,
+) {
+    let opened = match (address, origin) {
+        (UpstreamAddr::Tcp(address), Some(origin)) => open_special(live, *address, origin),
+        (UpstreamAddr::Tcp(address), None) => open_tcp(*address).map_err(|error| connect_error(&error)),
+        (UpstreamAddr::Unix(path), _) => open_local(path).map_err(|error| connect_error(&error)),
+    };
+    match opened {
         Ok(state) => live.dials.dials.push(Dial { attempt, local, state }),
-        Err(error) => live.session.handle_connect_failed(attempt, connect_error(&error), live.now),
+        Err(error) => live.session.handle_connect_failed(attempt, error, live.now),
     }
 }
 
@@ -139,16 +153,28 @@ impl Dial {
     }
 }
 
-fn open(address: &UpstreamAddr) -> io::Result<State> {
-    match address {
-        UpstreamAddr::Tcp(address) => open_tcp(*address),
-        UpstreamAddr::Unix(path) => open_local(path),
-    }
-}
-
 fn open_tcp(address: SocketAddr) -> io::Result<State> {
     let socket = platform::open_tcp(Domain::for_address(address))?;
     socket.set_tcp_nodelay(true)?;
+    connect_tcp(socket, address)
+}
+
+/// A connect of an upstream that has options.
+fn open_special(live: &Live, address: SocketAddr, origin: Origin) -> Result<State, ConnectError> {
+    let Some(outgoing) = live.session.outgoing(origin.target) else {
+        unreachable!("an origin is of an upstream that has options")
+    };
+    match ringweir_socket::open(address, outgoing, origin.source) {
+        Ok(socket) => connect_tcp(socket, address).map_err(|error| connect_error(&error)),
+        Err(OptionError { option: SocketOption::Socket, error }) => Err(connect_error(&error)),
+        Err(error) => {
+            tracing::debug!(%address, %error, "nothing is dialled");
+            Err(ConnectError::OwnEnd)
+        }
+    }
+}
+
+fn connect_tcp(socket: Socket, address: SocketAddr) -> io::Result<State> {
     match socket.connect(&address.into()) {
         Ok(()) => {}
         Err(error) if is_in_progress(&error) => {}

@@ -18,7 +18,9 @@ pub(crate) fn carry_out(command: Command, live: &mut Live) -> Option<Closing> {
             None => live.dials.early.extend_from_slice(&bytes),
         },
         Command::ShutDownClient => live.client.after_outbox = AfterOutbox::ShutDown,
-        Command::Connect { attempt, address, local } => connect::start(live, attempt, &address, local),
+        Command::Connect { attempt, address, local, origin } => {
+            connect::start(live, attempt, &address, local, origin);
+        }
         Command::Abandon(attempt) => connect::abandon(live, attempt),
         Command::Resolve(name) => connect::resolve(live, name),
         Command::Pump(attempt) => {

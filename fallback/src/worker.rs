@@ -26,7 +26,7 @@ use tokio::time::Instant as Clock;
 use crate::buffers::Buffers;
 use crate::listener::{Fate, Opening, Warning, accept_clients};
 use crate::live;
-use crate::platform::{Budget, Pool};
+use crate::platform::{self, Budget, Pool};
 use crate::seats::{Seat, Seats};
 use crate::stream::{Stream, Transport};
 
@@ -185,6 +185,7 @@ impl Worker {
     pub(crate) fn welcome(self: &Rc<Self>, bind: BindId, stream: Stream, client: ClientAddr, seat: Seat) {
         // A bind that is not known any more has been closed, and its last client was served.
         let Some(World { view, listener }) = self.worlds.borrow().get(&bind).cloned() else { return };
+        platform::keep_alive(&stream, view.snapshot().listener(listener).keepalive);
         let session = Session::new(view, listener, client, self.now());
         spawn(live::serve(Rc::clone(self), stream, session, seat));
     }

@@ -160,6 +160,7 @@ impl Why {
                 | ConnectError::NetworkUnreachable
                 | ConnectError::HostUnreachable
                 | ConnectError::Reset
+                | ConnectError::OwnEnd
                 | ConnectError::Other(_),
             ) => CloseReason::ConnectFailed,
         }
@@ -175,7 +176,12 @@ impl Why {
             ) => 4,
             Why::Error(ConnectError::Refused) => 5,
             Why::NoTarget
-            | Why::Error(ConnectError::OutOfResources | ConnectError::Reset | ConnectError::Other(_)) => 1,
+            | Why::Error(
+                ConnectError::OutOfResources
+                | ConnectError::Reset
+                | ConnectError::OwnEnd
+                | ConnectError::Other(_),
+            ) => 1,
         }
     }
 
@@ -190,6 +196,7 @@ impl Why {
                 | ConnectError::HostUnreachable
                 | ConnectError::NotResolved
                 | ConnectError::Reset
+                | ConnectError::OwnEnd
                 | ConnectError::Other(_),
             ) => 502,
         }

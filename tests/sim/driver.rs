@@ -349,10 +349,11 @@ impl Driver {
                 self.witness.check_refusal(&record, now)?;
                 self.shuts_down_client = true;
             }
-            Command::Connect { attempt, address, local } => {
+            Command::Connect { attempt, address, local, origin } => {
                 let is_new = self.dials.iter().all(|dial| dial.attempt != attempt);
                 hold!(is_new && self.witness.phase == Phase::Setup, "{attempt:?} is not new or too late");
                 self.witness.check_connect(&address, local)?;
+                hold!(origin.is_none(), "{origin:?} of an upstream that has nothing special");
                 let outcome = world::connect_outcome(&mut tools.rng);
                 let answer = outcome.map(|(after, result)| (now + after, result));
                 self.dials.push(Dial { attempt, wants_local: local, state: DialState::Pending, answer });

@@ -101,6 +101,7 @@ impl World {
             name: index.to_string().into(),
             kind: kind.clone(),
             health,
+            outgoing: None,
             counters: Arc::clone(counters),
         });
         Arc::new(Snapshot {
@@ -124,6 +125,7 @@ impl World {
             allow: self.has_allow_list.then(|| Arc::from(["10.0.0.0/8".parse().unwrap()])),
             reach: if self.is_guarded { Reach::NotLocal { allowed: [].into() } } else { Reach::Anywhere },
             timeouts: self.timeouts,
+            keepalive: None,
             counters: Arc::clone(&self.listener_counters),
         }
     }

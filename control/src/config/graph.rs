@@ -66,7 +66,7 @@ pub(crate) fn build(declared: Vec<Declared<'_>>, listeners: &[RawListener<'_>]) 
     for (name, endpoint) in BUILT_IN {
         if !names.contains_key(name) && is_named(name, &declared, listeners) {
             names.insert(name.into(), TargetIndex((declared.len() + built_in.len()) as u32));
-            let upstream = Upstream { endpoint, check: None };
+            let upstream = Upstream { endpoint, check: None, outgoing: None };
             built_in.push(Target { name: name.into(), kind: TargetKind::Upstream(upstream) });
         }
     }
@@ -142,9 +142,11 @@ fn finish(
     declared: &[Declared<'_>],
 ) -> Target {
     let kind = match &target.kind {
-        DeclaredKind::Upstream(endpoint) => {
-            TargetKind::Upstream(Upstream { endpoint: endpoint.clone(), check })
-        }
+        DeclaredKind::Upstream(endpoint) => TargetKind::Upstream(Upstream {
+            endpoint: endpoint.clone(),
+            check,
+            outgoing: target.outgoing.clone(),
+        }),
         DeclaredKind::Group(group) => TargetKind::Group(finish_group(group, edges, declared)),
     };
     Target { name: target.name.into(), kind }

@@ -7,12 +7,13 @@ use ipnet::IpNet;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::snapshot::{Protocol, TargetIndex, Timeouts};
 use ringweir_flow::users::Users;
+use ringweir_socket::Listening;
 
 use super::address::parse_bind;
 use super::graph::Graph;
 use super::reader::{Node, Table};
 use super::targets::is_name;
-use super::{schema, secrets, sections};
+use super::{schema, secrets, sections, sockets};
 use crate::model::{BindAddress, Listener};
 
 /// A listener before its target is known.
@@ -27,6 +28,7 @@ pub(crate) struct RawListener<'a> {
     allow: Option<Arc<[IpNet]>>,
     allow_local: Arc<[IpNet]>,
     timeouts: Timeouts,
+    socket: Listening,
 }
 
 /// The words for what a listener speaks.
@@ -77,6 +79,7 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
         target: table.required("target"),
         allow_local: table.get("allow_local").map(|node| networks(&node)).unwrap_or_default(),
         protocol: protocol.flatten().unwrap_or(Protocol::Tcp),
+        socket: sockets::listening(&table, &binds),
         table,
         name,
         binds,
@@ -155,6 +158,7 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph) -> Listener {
         allow: raw.allow,
         reach,
         timeouts: raw.timeouts,
+        socket: raw.socket,
     }
 }
 

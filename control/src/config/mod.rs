@@ -8,6 +8,7 @@ mod reader;
 mod schema;
 mod secrets;
 mod sections;
+mod sockets;
 mod targets;
 #[cfg(test)]
 mod tests;

@@ -61,6 +61,10 @@ impl<'a> Node<'a> {
         self.value.is_str()
     }
 
+    pub(crate) fn is_table(&self) -> bool {
+        self.value.is_table()
+    }
+
     pub(crate) fn boolean(&self) -> Option<bool> {
         self.value.as_bool().or_else(|| self.wrong_type("true or false", None))
     }
@@ -78,14 +82,24 @@ impl<'a> Node<'a> {
     }
 
     pub(crate) fn duration(&self) -> Option<Duration> {
+        self.duration_from(SHORTEST..=LONGEST)
+    }
+
+    /// A time between two others.
+    pub(crate) fn duration_from(&self, range: RangeInclusive<Duration>) -> Option<Duration> {
         if let Some(number) = self.value.as_integer() {
             return self.wrong_type("a time as a string", Some(format!("write \"{number}s\" for seconds")));
         }
         let text = self.string()?;
         match humantime::parse_duration(text) {
-            Ok(time) if (SHORTEST..=LONGEST).contains(&time) => Some(time),
+            Ok(time) if range.contains(&time) => Some(time),
             Ok(_) => {
-                self.report(format!("{text:?} is not from 1ms to 1 year"), None);
+                let written = |time: &Duration| match *time {
+                    LONGEST => "1 year".to_owned(),
+                    time => humantime::format_duration(time).to_string(),
+                };
+                let (shortest, longest) = (written(range.start()), written(range.end()));
+                self.report(format!("{text:?} is not from {shortest} to {longest}"), None);
                 None
             }
             Err(error) => {

@@ -13,16 +13,33 @@ pub(crate) const ROOT: &[&str] = &[
     "group",
     "check",
 ];
-pub(crate) const ENGINE: &[&str] = &["kind", "workers", "splice", "pipes"];
+pub(crate) const ENGINE: &[&str] = &["kind", "workers", "splice", "pipes", "busy_poll"];
 pub(crate) const ADMIN: &[&str] = &["listen", "metrics", "token", "token_file"];
 pub(crate) const LOG: &[&str] = &["level", "format", "sessions"];
 pub(crate) const TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close", "drain"];
 pub(crate) const HISTOGRAMS: &[&str] = &["file", "interval"];
 pub(crate) const RESOLVER: &[&str] = &["servers", "timeout"];
-pub(crate) const LISTENER: &[&str] =
-    &["name", "bind", "protocol", "target", "users", "users_file", "allow", "allow_local", "timeouts"];
+pub(crate) const LISTENER: &[&str] = &[
+    "name",
+    "bind",
+    "protocol",
+    "target",
+    "users",
+    "users_file",
+    "allow",
+    "allow_local",
+    "timeouts",
+    "interface",
+    "keepalive",
+    "mptcp",
+    "fast_open",
+    "defer_accept",
+    "backlog",
+];
 pub(crate) const LISTENER_TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close"];
-pub(crate) const UPSTREAM: &[&str] = &["kind", "address", "weight", "check"];
+pub(crate) const UPSTREAM: &[&str] =
+    &["kind", "address", "weight", "check", "source", "interface", "mark", "keepalive", "mptcp"];
+pub(crate) const KEEPALIVE: &[&str] = &["idle", "interval", "count"];
 pub(crate) const GROUP: &[&str] = &["policy", "members", "weight", "attempts", "attempt_timeout", "check"];
 pub(crate) const CHECK: &[&str] = &["kind", "schedule", "timeout", "fall", "rise"];
 
@@ -37,7 +54,9 @@ pub fn known_keys() -> Vec<String> {
         ("resolver", RESOLVER),
         ("listener", LISTENER),
         ("listener.timeouts", LISTENER_TIMEOUTS),
+        ("listener.keepalive", KEEPALIVE),
         ("upstream.*", UPSTREAM),
+        ("upstream.*.keepalive", KEEPALIVE),
         ("group.*", GROUP),
         ("check.*", CHECK),
     ];

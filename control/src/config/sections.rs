@@ -45,6 +45,10 @@ const LEVELS: &[(&str, Level)] = &[
     ("trace", Level::Trace),
 ];
 
+/// The longest that a worker may wait for packets without sleeping. Beyond it sleeping costs nothing that anybody
+/// would notice.
+const LONGEST_BUSY_POLL: Duration = Duration::from_millis(10);
+
 /// The most that `engine.splice` may be: no receive brings more at once.
 const MAX_SPLICE_BYTES: u32 = 1 << 20;
 
@@ -54,6 +58,7 @@ pub(crate) fn engine(root: &Table<'_>) -> Engine {
         kind: table.get("kind").and_then(|node| node.choice(ENGINE_KINDS)).unwrap_or_default(),
         workers: table.get("workers").and_then(|node| workers(&node)).unwrap_or_default(),
         splicing: table.get("splice").and_then(|node| splicing(&node)).unwrap_or_default(),
+        busy_poll: table.get("busy_poll").and_then(|node| busy_poll(&node)),
         pipes: table.get("pipes").and_then(|node| pipes(&node)).unwrap_or_default(),
     }
 }
@@ -70,6 +75,13 @@ fn pipes(node: &Node<'_>) -> Option<Option<usize>> {
         return node.choice(&[("auto", None)]);
     }
     node.integer(0..=MAX_PIPES as u32).map(|count| Some(count as usize))
+}
+
+fn busy_poll(node: &Node<'_>) -> Option<Duration> {
+    if !ringweir_socket::IS_LINUX {
+        node.report("is of the io_uring engine, and that of Linux", None);
+    }
+    node.duration_from(Duration::from_micros(1)..=LONGEST_BUSY_POLL)
 }
 
 fn workers(node: &Node<'_>) -> Option<Workers> {

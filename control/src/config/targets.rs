@@ -5,12 +5,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::snapshot::{MAX_WEIGHT, Policy};
 
 use super::address::parse_endpoint;
 use super::diagnostic::did_you_mean;
 use super::reader::{Node, Table};
-use super::schema;
+use super::{schema, sockets};
 use crate::model::{Check, Endpoint};
 
 /// The longest name: names stand in every log line and metric.
@@ -44,6 +45,7 @@ pub(crate) struct Declared<'a> {
     pub(crate) node: Node<'a>,
     pub(crate) weight: u32,
     pub(crate) check: Option<Arc<Check>>,
+    pub(crate) outgoing: Option<Arc<Outgoing>>,
     pub(crate) kind: DeclaredKind<'a>,
 }
 
@@ -149,8 +151,9 @@ fn upstream<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<De
             Some("choose another".to_owned()),
         );
     }
+    let outgoing = endpoint.as_ref().and_then(|endpoint| sockets::outgoing(&table, endpoint));
     let kind = DeclaredKind::Upstream(endpoint.unwrap_or(Endpoint::Reject));
-    Some(Declared { name, weight: weight(&table), check, kind, node })
+    Some(Declared { name, weight: weight(&table), check, outgoing: outgoing.map(Arc::new), kind, node })
 }
 
 fn endpoint(table: &Table<'_>, kind: Option<Kind>) -> Option<Endpoint> {
@@ -195,7 +198,14 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
     let attempt_timeout =
         table.get("attempt_timeout").and_then(|node| node.duration()).unwrap_or(DEFAULT_ATTEMPT);
     let kind = DeclaredKind::Group(DeclaredGroup { policy, members, attempts, attempt_timeout });
-    Some(Declared { name, weight: weight(&table), check: check_of(&table, checks), kind, node })
+    Some(Declared {
+        name,
+        weight: weight(&table),
+        check: check_of(&table, checks),
+        outgoing: None,
+        kind,
+        node,
+    })
 }
 
 fn members<'a>(node: &Node<'a>) -> Option<Vec<Node<'a>>> {

@@ -391,3 +391,115 @@ fn histograms_go_to_a_file_beside_the_configuration() {
         assert_eq!(mistake(&with(section)).message, wrong);
     }
 }
+
+mod socket_options {
+    use ringweir_flow::outgoing::{Keepalive, Outgoing, StreamProtocol};
+
+    use super::*;
+
+    fn with_upstream(keys: &str) -> String {
+        format!("{WEB}[upstream.pool]\n{keys}")
+    }
+
+    fn upstream_mistake(keys: &str) -> Diagnostic {
+        mistake(&with_upstream(keys))
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn of_upstreams_are_understood() {
+        let keys = r#"
+            address = "app.example:80"
+            source = ["192.0.2.1", "2001:db8::1"]
+            interface = "eth1"
+            mark = 0x77
+            keepalive = { idle = "1m", interval = "10s", count = 3 }
+            mptcp = true"#;
+        let config = read(&with_upstream(keys)).unwrap();
+        let TargetKind::Upstream(upstream) = &config.targets[0].kind else { panic!("an upstream") };
+        let idle = Duration::from_secs(60);
+        let expected = Outgoing {
+            sources: ["192.0.2.1", "2001:db8::1"].map(|text| text.parse().unwrap()).to_vec(),
+            interface: Some("eth1".into()),
+            mark: Some(0x77),
+            keepalive: Some(Keepalive { idle, interval: Some(Duration::from_secs(10)), count: Some(3) }),
+            protocol: StreamProtocol::Mptcp,
+        };
+        assert_eq!(upstream.outgoing.as_deref(), Some(&expected));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn of_listeners_are_understood() {
+        let keys = "interface = \"eth0\"\nkeepalive = \"1m\"\nmptcp = true\nfast_open = 256\n\
+                    defer_accept = \"3s\"\nbacklog = 512\n[upstream.pool]\naddress = \"10.0.0.1:1\"\n";
+        let socket = &read(&format!("{WEB}{keys}")).unwrap().listeners[0].socket;
+        assert_eq!(socket.interface.as_deref(), Some("eth0"));
+        let idle = Duration::from_secs(60);
+        assert_eq!(socket.keepalive, Some(Keepalive { idle, interval: None, count: None }));
+        assert_eq!((socket.protocol, socket.fast_open), (StreamProtocol::Mptcp, Some(256)));
+        assert_eq!((socket.defer_accept, socket.backlog), (Some(Duration::from_secs(3)), Some(512)));
+    }
+
+    #[test]
+    fn that_say_nothing_cost_nothing() {
+        let config = read(&with_upstream("address = \"10.0.0.1:1\"\nmptcp = false\n")).unwrap();
+        let TargetKind::Upstream(upstream) = &config.targets[0].kind else { panic!("an upstream") };
+        assert_eq!(upstream.outgoing, None);
+    }
+
+    #[test]
+    fn that_cannot_be_are_told_with_line_and_column() {
+        let address = "address = \"10.0.0.1:1\"\n";
+        for (key, column, told) in [
+            ("source = \"10.0.0.1:80\"", 10, "without a port"),
+            ("source = \"0.0.0.0\"", 10, "no address to come from"),
+            ("source = []", 10, "has 1 to 64 addresses, not 0"),
+            ("source = [\"10.0.0.3\", \"10.0.0.3\"]", 23, "in the list already"),
+            ("source = \"::1\"", 10, "has no IPv4 address"),
+            ("interface = \"a-name-that-is-too-long\"", 13, "no name of an interface"),
+            ("interface = \"eth 1\"", 13, "no name of an interface"),
+            ("mark = 0", 8, "0 is not from 1 to 4294967295"),
+            ("keepalive = 60", 13, "wants a time as a string"),
+            ("keepalive = \"1500ms\"", 13, "whole number of seconds"),
+            ("keepalive = \"10h\"", 13, "is not from 1s to 9h"),
+            ("keepalive = { interval = \"10s\" }", 1, "\"idle\" is missing"),
+            ("keepalive = { idle = \"10s\", count = 128 }", 37, "128 is not from 1 to 127"),
+            ("mptcp = 1", 9, "wants true or false"),
+        ] {
+            let found = upstream_mistake(&format!("{address}{key}\n"));
+            assert_eq!((found.place.line, found.place.column), (7, column), "{key}: {found:?}");
+            assert!(found.message.contains(told), "{key}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn have_no_meaning_where_nothing_is_dialled_over_tcp() {
+        #[cfg(unix)]
+        {
+            let found = upstream_mistake("address = \"unix:/a\"\nsource = \"10.0.0.1\"\n");
+            assert_eq!(found.message, "has no meaning for a Unix socket");
+            let unix = "[[listener]]\nname = \"l\"\nbind = \"unix:/l\"\ntarget = \"reject\"\ndefer_accept = \"1s\"\n";
+            assert_eq!(mistake(unix).key, "listener[0].defer_accept");
+        }
+        let found = upstream_mistake("kind = \"reject\"\nkeepalive = \"1m\"\n");
+        assert!(found.message.contains("nothing is dialled"), "{found:?}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn busy_polling_is_a_time_of_microseconds() {
+        let listener = format!("{WEB}[upstream.pool]\naddress = \"10.0.0.1:1\"\n");
+        let config = read(&format!("{listener}[engine]\nbusy_poll = \"50us\"\n")).unwrap();
+        assert_eq!(config.engine.busy_poll, Some(Duration::from_micros(50)));
+        let found = mistake(&format!("{listener}[engine]\nbusy_poll = \"1s\"\n"));
+        assert!(found.message.contains("is not from 1us to 10ms"), "{found:?}");
+    }
+
+    #[test]
+    #[cfg(not(target_os = "linux"))]
+    fn of_linux_are_refused_elsewhere() {
+        let found = upstream_mistake("address = \"10.0.0.1:1\"\nmark = 7\n");
+        assert!(found.message.contains("is of Linux"), "{found:?}");
+    }
+}

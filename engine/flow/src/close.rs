@@ -179,6 +179,10 @@ pub enum ConnectError {
     /// No descriptor, port or memory was left on this machine.
     #[error("out of descriptors, ports or memory")]
     OutOfResources,
+    /// Our own end cannot be as configured: no source address of the destination's family, or the address, the
+    /// interface or an option of the socket is refused. Nothing was dialled.
+    #[error("source address, interface or socket option refused")]
+    OwnEnd,
     /// Any other error of the operating system, by its number.
     #[error("os error {0}")]
     Other(i32),
@@ -186,7 +190,7 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// How many kinds there are; [`ConnectError::index`] is below it.
-    pub const KINDS: usize = 9;
+    pub const KINDS: usize = 10;
 
     /// A dense number, for counters kept by kind.
     pub const fn index(self) -> usize {
@@ -199,7 +203,8 @@ impl ConnectError {
             ConnectError::NotAllowed => 5,
             ConnectError::NotResolved => 6,
             ConnectError::OutOfResources => 7,
-            ConnectError::Other(_) => 8,
+            ConnectError::OwnEnd => 8,
+            ConnectError::Other(_) => 9,
         }
     }
 
@@ -213,6 +218,7 @@ impl ConnectError {
         "not-allowed",
         "not-resolved",
         "out-of-resources",
+        "own-end",
         "other",
     ];
 }

@@ -64,6 +64,11 @@ impl Dial {
         }
     }
 
+    /// Whether there is nothing to be tried.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.len() == 0
+    }
+
     /// Asked after every event, and again until it says other than connect.
     pub(crate) fn next(&mut self, now: Instant) -> Next {
         if (self.in_flight.is_empty() || now >= self.next_at)
@@ -140,6 +145,7 @@ fn telling_most(known: Option<ConnectError>, new: ConnectError) -> ConnectError 
             | ConnectError::NotAllowed
             | ConnectError::NotResolved
             | ConnectError::OutOfResources
+            | ConnectError::OwnEnd
             | ConnectError::Other(_),
         )
         | None => new,

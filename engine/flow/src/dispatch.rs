@@ -157,7 +157,8 @@ mod tests {
     }
 
     fn target(kind: TargetKind, health: Health) -> Target {
-        Target { name: "x".into(), kind, health, counters: Arc::new(TargetCounters::new(1)) }
+        let counters = Arc::new(TargetCounters::new(1));
+        Target { name: "x".into(), kind, health, outgoing: None, counters }
     }
 
     fn group(members: &[u32], attempts: u32, seconds: u64) -> Target {

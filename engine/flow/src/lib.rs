@@ -15,6 +15,7 @@ pub mod close;
 pub mod dial;
 pub mod dispatch;
 pub mod histogram;
+pub mod outgoing;
 pub mod pick;
 pub mod pump;
 pub mod reach;

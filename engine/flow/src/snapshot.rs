@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::account::{ListenerCounters, TargetCounters};
+use crate::outgoing::{Keepalive, Outgoing};
 use crate::reach::Reach;
 use crate::users::Users;
 use crate::way::Splicing;
@@ -89,6 +90,9 @@ pub struct Listener {
     pub reach: Reach,
     /// Its timeouts.
     pub timeouts: Timeouts,
+    /// How clients that have vanished are noticed. For systems whose accepted sockets do not inherit it from the
+    /// listening one, on which control sets it.
+    pub keepalive: Option<Keepalive>,
     /// Its counters, kept across snapshots.
     pub counters: Arc<ListenerCounters>,
 }
@@ -139,6 +143,8 @@ pub struct Target {
     pub kind: TargetKind,
     /// Whether it may be picked. A group's health follows from its members.
     pub health: Health,
+    /// What is special about the connections to an upstream, if anything is.
+    pub outgoing: Option<Arc<Outgoing>>,
     /// Its counters, kept across snapshots.
     pub counters: Arc<TargetCounters>,
 }

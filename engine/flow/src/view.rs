@@ -25,13 +25,16 @@ struct Private {
     rng: fastrand::Rng,
     /// By [`TargetIndex`]; `None` for upstreams.
     memories: Vec<Option<Memory>>,
+    /// The turns of source addresses by [`TargetIndex`], of either family; as long as they are asked for.
+    turns: Vec<[u32; 2]>,
 }
 
 impl View {
     /// The first view of a worker; `seed` makes its random draws repeatable.
     pub fn new(snapshot: Arc<Snapshot>, worker: WorkerIndex, seed: u64) -> Rc<View> {
         let memories = groups(&snapshot).map(|group| group.map(|group| Memory::new(group, worker))).collect();
-        let private = RefCell::new(Private { rng: fastrand::Rng::with_seed(seed), memories });
+        let rng = fastrand::Rng::with_seed(seed);
+        let private = RefCell::new(Private { rng, memories, turns: Vec::new() });
         Rc::new(View { snapshot, worker, private, spares: Spares::default() })
     }
 
@@ -54,7 +57,7 @@ impl View {
                 })
             })
             .collect();
-        let private = RefCell::new(Private { rng, memories });
+        let private = RefCell::new(Private { rng, memories, turns: Vec::new() });
         Rc::new(View { snapshot, worker: self.worker, private, spares: self.spares.inherit() })
     }
 
@@ -70,6 +73,19 @@ impl View {
 
     pub(crate) fn spares(&self) -> &Spares {
         &self.spares
+    }
+
+    /// Whose turn it is among the source addresses of an upstream towards one family. The first turn of a view is
+    /// drawn: snapshots that follow each other closely would favour the first address otherwise.
+    pub(crate) fn next_turn(&self, target: TargetIndex, is_v4: bool) -> u32 {
+        let Private { rng, turns, .. } = &mut *self.private.borrow_mut();
+        let index = target.0 as usize;
+        if turns.len() <= index {
+            turns.resize_with(index + 1, || [rng.u32(..), rng.u32(..)]);
+        }
+        let turn = &mut turns[index][usize::from(is_v4)];
+        *turn = turn.wrapping_add(1);
+        *turn
     }
 
     /// Picks a member of the group at `index` among those for which `may` holds.

@@ -1,5 +1,7 @@
 //! Sizes and counters of a ring.
 
+use std::time::Duration;
+
 /// Sizes of a ring.
 #[derive(Clone, Debug)]
 pub struct RingConfig {
@@ -16,6 +18,9 @@ pub struct RingConfig {
     /// Whether receives may fill several buffers at once: what [`Ring::probe`](crate::Ring::probe)
     /// has found.
     pub receive_bundle: bool,
+    /// How long [`Ring::wait`](crate::Ring::wait) polls the network devices that its sockets receive from before it
+    /// sleeps (IORING_REGISTER_NAPI, Linux 6.9), in whole microseconds; `None` for not at all.
+    pub busy_poll: Option<Duration>,
 }
 
 impl Default for RingConfig {
@@ -26,6 +31,7 @@ impl Default for RingConfig {
             buffer_bytes: 16 << 10,
             ring_buffers: 256,
             receive_bundle: false,
+            busy_poll: None,
         }
     }
 }

@@ -46,6 +46,7 @@ pub(crate) fn run() -> Result<Capabilities, SetupError> {
         buffer_bytes: BUFFER_BYTES,
         ring_buffers: RING_BUFFERS,
         receive_bundle: true,
+        busy_poll: None,
     };
     let mut ring = Ring::new(&RingConfig { receive_bundle: false, ..config.clone() })?;
     send_and_receive(&mut ring).map_err(SetupError::SelfTest)?;

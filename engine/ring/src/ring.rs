@@ -68,6 +68,9 @@ impl Ring {
     /// Makes a ring for the calling thread.
     pub fn new(config: &RingConfig) -> Result<Ring, SetupError> {
         let kernel = Kernel::new(config.entries)?;
+        if let Some(time) = config.busy_poll {
+            kernel.poll_busily(time)?;
+        }
         let mut pool = Pool::new(config).map_err(|error| match error {
             PoolError::Config(what) => SetupError::Config(what),
             PoolError::Memory(error) => SetupError::at("the buffer pool", &error),

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::ptr;
 use std::time::Duration;
 
-use io_uring::types::{SubmitArgs, Timespec};
+use io_uring::types::{Napi, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, Submitter, cqueue, opcode, squeue};
 
 use crate::Errno;
@@ -135,6 +135,16 @@ impl Kernel {
         }
         let registered = register_descriptor(&uring);
         Ok(Kernel { uring, registered })
+    }
+
+    /// Makes waits poll the network devices before they sleep.
+    pub(crate) fn poll_busily(&self, time: Duration) -> Result<(), SetupError> {
+        let micros = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        let mut napi = Napi::new().set_busy_poll_timeout(micros);
+        self.uring
+            .submitter()
+            .register_napi(&mut napi)
+            .map_err(|error| SetupError::at("busy polling (IORING_REGISTER_NAPI of Linux 6.9)", &error))
     }
 
     pub(crate) fn submitter(&self) -> Submitter<'_> {

@@ -7,6 +7,11 @@ mod delivery;
 #[path = "delivery_linux.rs"]
 mod delivery;
 #[cfg(not(target_os = "linux"))]
+mod keepalive;
+#[cfg(target_os = "linux")]
+#[path = "keepalive_linux.rs"]
+mod keepalive;
+#[cfg(not(target_os = "linux"))]
 mod splice;
 #[cfg(target_os = "linux")]
 #[path = "splice_linux.rs"]
@@ -24,6 +29,7 @@ mod tcp;
 mod tcp;
 
 pub(crate) use delivery::{Watch, watch};
+pub(crate) use keepalive::keep_alive;
 pub(crate) use splice::{Budget, Pipe, Pool, drain, fill, is_unspliceable};
 pub(crate) use system::{
     LocalListener, LocalStream, adopt_local, adopt_local_listener, connect_error, connect_local,

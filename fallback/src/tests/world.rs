@@ -145,12 +145,14 @@ impl World {
             allow: None,
             reach: Reach::Anywhere,
             timeouts: self.timeouts,
+            keepalive: None,
             counters: Arc::clone(&self.listener),
         };
         let target = Target {
             name: "out".into(),
             kind: TargetKind::Upstream(self.upstream.clone()),
             health: Health::Up,
+            outgoing: None,
             counters: Arc::clone(&self.target),
         };
         Snapshot {

@@ -59,6 +59,7 @@ pub(crate) mod tests {
             name: name.into(),
             kind,
             health: Health::Up,
+            outgoing: None,
             counters: Arc::new(TargetCounters::new(2)),
         };
         let members: Arc<[Member]> = (0u32..)

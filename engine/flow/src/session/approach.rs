@@ -9,9 +9,11 @@ use super::{Command, Session, Stage};
 use crate::close::{CloseReason, ConnectError};
 use crate::dial::{AttemptId, Dial, Next, UpstreamAddr};
 use crate::dispatch::Choice;
+use crate::outgoing::{Origin, Outgoing};
 use crate::pump::{Direction, Patience, Pumps, Side};
 use crate::snapshot::{TargetIndex, TargetKind, Upstream};
 use crate::time::Instant;
+use crate::view::View;
 use crate::wire::{self, Answer, Destination, Failure, Request};
 
 impl Session {
@@ -126,8 +128,18 @@ impl Session {
         deadline: Instant,
         now: Instant,
     ) {
-        if let Some(setup) = &mut self.setup {
-            setup.stage = Stage::Dialing(Dial::new(addresses, deadline));
+        let Some(setup) = &mut self.setup else { return };
+        let outgoing =
+            self.upstream.and_then(|upstream| self.view.snapshot().target(upstream).outgoing.as_deref());
+        let dial = match outgoing {
+            None => Dial::new(addresses, deadline),
+            Some(outgoing) => Dial::new(addresses.into_iter().filter(|to| may_reach(outgoing, to)), deadline),
+        };
+        // Upstreams without an address do not come here.
+        if dial.is_empty() {
+            self.fail_upstream(ConnectError::OwnEnd, now);
+        } else {
+            setup.stage = Stage::Dialing(dial);
             self.advance_dial(now);
         }
     }
@@ -141,7 +153,8 @@ impl Session {
                 setup.next_attempt = setup.next_attempt.wrapping_add(1);
                 dial.handle_started(attempt, now);
                 let local = setup.answer() == Answer::Socks5;
-                setup.commands.push_back(Command::Connect { attempt, address, local });
+                let origin = self.upstream.and_then(|target| origin(&self.view, target, &address));
+                setup.commands.push_back(Command::Connect { attempt, address, local, origin });
             }
             Next::Wait => {}
             Next::Exhausted(error) => self.fail_upstream(error, now),
@@ -168,7 +181,7 @@ impl Session {
                 ConnectError::NotAllowed => (Failure::NotAllowed, CloseReason::DestinationNotAllowed),
                 ConnectError::NotResolved => (Failure::NotResolved, CloseReason::ResolveFailed),
                 ConnectError::OutOfResources => (Failure::OutOfResources, CloseReason::OutOfResources),
-                ConnectError::Reset | ConnectError::Other(_) => {
+                ConnectError::Reset | ConnectError::OwnEnd | ConnectError::Other(_) => {
                     (Failure::General, CloseReason::ConnectFailed)
                 }
             },
@@ -203,4 +216,24 @@ impl Session {
         self.count(|cell| cell.committed.add(1));
         self.count_bytes(Direction::Up, bytes);
     }
+}
+
+/// Whether an address can be come to from where the upstream's connections are to come from.
+fn may_reach(outgoing: &Outgoing, to: &UpstreamAddr) -> bool {
+    match to {
+        UpstreamAddr::Tcp(address) => outgoing.reaches(*address),
+        UpstreamAddr::Unix(_) => true,
+    }
+}
+
+/// What is special about the next connect to an upstream; it takes the turn of its source address.
+fn origin(view: &View, target: TargetIndex, to: &UpstreamAddr) -> Option<Origin> {
+    let outgoing = view.snapshot().target(target).outgoing.as_deref()?;
+    let source = match to {
+        UpstreamAddr::Tcp(address) if !outgoing.sources.is_empty() => {
+            outgoing.source(*address, view.next_turn(target, address.is_ipv4()))
+        }
+        UpstreamAddr::Tcp(_) | UpstreamAddr::Unix(_) => None,
+    };
+    Some(Origin { target, source })
 }

@@ -91,6 +91,7 @@ mod tests {
             name: "x".into(),
             kind,
             health: Health::Up,
+            outgoing: None,
             counters: Arc::new(TargetCounters::new(1)),
         };
         let upstream = || {
@@ -111,6 +112,7 @@ mod tests {
             allow: None,
             reach: Reach::Anywhere,
             timeouts: Timeouts::default(),
+            keepalive: None,
             counters: Arc::new(ListenerCounters::new(1)),
         };
         Arc::new(Snapshot {

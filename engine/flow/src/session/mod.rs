@@ -25,6 +25,7 @@ pub(crate) use self::setup::Spares;
 use crate::close::{CloseReason, ConnectError};
 use crate::dial::{self, AttemptId, Dial, UpstreamAddr};
 use crate::dispatch::Path;
+use crate::outgoing::{Origin, Outgoing};
 use crate::pump::{Closing, Direction, Ending, Pumps, Side, Step};
 use crate::record::{ClientAddr, Record};
 use crate::resolve::{ResolveError, Resolved};
@@ -60,6 +61,8 @@ pub enum Command {
         address: UpstreamAddr,
         /// Whether `handle_connected` is to bring the socket's own address.
         local: bool,
+        /// What is special about the socket; see [`Session::outgoing`].
+        origin: Option<Origin>,
     },
     /// Give an attempt up and close its socket. An answer that comes all the same is ignored.
     Abandon(AttemptId),
@@ -434,6 +437,11 @@ impl Session {
     /// The listener's settings in the snapshot that this session lives in.
     pub fn listener(&self) -> &Listener {
         self.view.snapshot().listener(self.listener)
+    }
+
+    /// What is special about the sockets towards the upstream of an [`Origin`].
+    pub fn outgoing(&self, target: TargetIndex) -> Option<&Outgoing> {
+        self.view.snapshot().target(target).outgoing.as_deref()
     }
 
     /// The line for the log, where the snapshot asks for one. For use when the session has closed.

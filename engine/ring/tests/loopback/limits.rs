@@ -107,3 +107,16 @@ fn a_token_of_another_operation_is_refused() {
     let (near, _far) = pair();
     ring.receive(Token::new(Op::Send, 0, 0, 0), near.as_fd(), 1);
 }
+
+#[test]
+fn polls_devices_busily_or_says_what_is_missing() {
+    let time = std::time::Duration::from_micros(50);
+    match Ring::new(&RingConfig { busy_poll: Some(time), ..small() }) {
+        // Loopback has no queue to poll: the ring serves as ever.
+        Ok(mut ring) => {
+            assert!(ring.stats().completions == 0 && ring.wait(Some(time)).is_ok());
+        }
+        // Kernels before 6.9, and those built without CONFIG_NET_RX_BUSY_POLL.
+        Err(error) => assert!(error.to_string().contains("IORING_REGISTER_NAPI"), "{error}"),
+    }
+}

@@ -32,6 +32,7 @@ fn small() -> RingConfig {
         buffer_bytes: 4096,
         ring_buffers: 16,
         receive_bundle: Ring::probe().unwrap().receive_bundle,
+        busy_poll: None,
     }
 }
 
