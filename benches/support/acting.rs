@@ -50,7 +50,13 @@ pub(crate) fn accept_to_pump(view: Rc<View>, said: &[&[u8]]) -> Session {
                     return session;
                 }
                 Command::Send(..) => {}
-                Command::ShutDownClient | Command::Abandon(_) | Command::Resolve(_) | Command::Close(_) => {
+                Command::ShutDownClient
+                | Command::SendAhead(..)
+                | Command::EndAhead(_)
+                | Command::ReceiveAhead(_)
+                | Command::Abandon(_)
+                | Command::Resolve(_)
+                | Command::Close(_) => {
                     unreachable!("{command:?}: nothing is refused here")
                 }
             }

@@ -47,7 +47,13 @@ pub(crate) fn target(name: impl Into<Arc<str>>, kind: TargetKind) -> Target {
 /// A policy over the first `members` targets, of weights 1, 2 and 3 in turn.
 pub(crate) fn group(policy: Policy, members: u32) -> Group {
     let members = (0..members).map(|index| Member { target: TargetIndex(index), weight: 1 + index % 3 });
-    Group { policy, members: members.collect(), attempts: 8, attempt_timeout: Duration::from_secs(4) }
+    Group {
+        policy,
+        members: members.collect(),
+        attempts: 8,
+        attempt_timeout: Duration::from_secs(4),
+        commit: None,
+    }
 }
 
 /// One listener on [`BIND`], and these targets; session logs are off, as they are unless configured.

@@ -267,6 +267,7 @@ pub(crate) fn policy_name(policy: Policy) -> &'static str {
         Policy::Random => "random",
         Policy::LeastConnections => "least-connections",
         Policy::Failover => "failover",
+        Policy::Race { .. } => "race",
     }
 }
 

@@ -1,7 +1,8 @@
-//! Opens sockets towards upstreams and connects them; several at once where the session asks for it.
+//! Opens sockets towards upstreams and connects them; several at once where the session asks for it. What is said and
+//! heard on them before one is the session's upstream is in `ahead.rs`.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ringweir_flow::close::ConnectError;
 use ringweir_flow::dial::{AttemptId, UpstreamAddr};
@@ -12,6 +13,7 @@ use rustix::net::sockopt::set_tcp_nodelay;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, getsockname, socket_with};
 use smallvec::SmallVec;
 
+use crate::ahead;
 use crate::live::{Live, Stream, Transport, token_in};
 use crate::sessions::SessionId;
 use crate::worker::Tools;
@@ -19,28 +21,33 @@ use crate::worker::Tools;
 /// The connects of a session.
 #[derive(Default)]
 pub(crate) struct Dials {
-    /// By lane.
-    lanes: SmallVec<[Option<Dial>; 1]>,
+    slots: SmallVec<[Option<Dial>; 1]>,
     /// What the upstream gets first, whichever it will be.
     pub(crate) early: Vec<u8>,
+    /// The lane of the attempt that has become the upstream, where something of it was under way.
+    pub(crate) adopted: Option<u8>,
 }
 
-struct Dial {
-    attempt: AttemptId,
-    socket: OwnedFd,
-    transport: Transport,
+pub(crate) struct Dial {
+    pub(crate) attempt: AttemptId,
+    pub(crate) stream: Stream,
     local: bool,
-    state: State,
+    pub(crate) state: State,
+    /// Operations on it that the ring has not answered yet. Its lane is not given to another before.
+    pub(crate) in_flight: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+pub(crate) enum State {
     Connecting,
     /// Nobody waits for it any more, but the ring has not answered yet.
     Abandoned,
-    /// Connected, and about to become the upstream.
+    /// May become the upstream.
     Connected,
 }
+
+/// The lanes before are those of the client and the upstream.
+const FIRST_LANE: u8 = 2;
 
 /// What the session wants connected.
 pub(crate) struct Wish {
@@ -65,8 +72,9 @@ pub(crate) fn start(live: &mut Live, id: SessionId, wish: Wish, tools: &mut Tool
             };
             tools.ring.connect(token_in(Op::Connect, lane, id), socket.as_fd(), address);
             live.in_flight += 1;
-            live.dials.lanes[usize::from(lane)] =
-                Some(Dial { attempt, socket, transport, local, state: State::Connecting });
+            let stream = Stream::new(socket, transport);
+            let dial = Dial { attempt, stream, local, state: State::Connecting, in_flight: 1 };
+            *live.dials.slot(lane) = Some(dial);
         }
         Err(Unopened::Special) => {
             live.session.handle_connect_failed(attempt, ConnectError::OwnEnd, tools.now);
@@ -83,26 +91,22 @@ pub(crate) fn start(live: &mut Live, id: SessionId, wish: Wish, tools: &mut Tool
 
 /// Gives an attempt up.
 pub(crate) fn abandon(live: &mut Live, id: SessionId, attempt: AttemptId, tools: &mut Tools) {
-    for (lane, slot) in (0u8..).zip(&mut live.dials.lanes) {
-        if let Some(dial) = slot
-            && dial.attempt == attempt
-        {
-            match dial.state {
-                State::Connecting => {
-                    dial.state = State::Abandoned;
-                    tools.ring.cancel(token_in(Op::Connect, lane, id));
-                }
-                State::Abandoned => {}
-                State::Connected => *slot = None,
-            }
-        }
+    let Some((lane, dial)) = live.dials.find(attempt) else { return };
+    match dial.state {
+        State::Connecting => tools.ring.cancel(token_in(Op::Connect, lane, id)),
+        State::Connected => ahead::cancel(dial, lane, id, tools),
+        State::Abandoned => {}
+    }
+    dial.state = State::Abandoned;
+    if dial.in_flight == 0 {
+        *live.dials.slot(lane) = None;
     }
 }
 
 /// Gives every attempt up: the session closes.
 pub(crate) fn cancel_all(live: &mut Live, id: SessionId, tools: &mut Tools) {
     let attempts: SmallVec<[AttemptId; 4]> =
-        live.dials.lanes.iter().flatten().map(|dial| dial.attempt).collect();
+        live.dials.slots.iter().flatten().map(|dial| dial.attempt).collect();
     for attempt in attempts {
         abandon(live, id, attempt, tools);
     }
@@ -110,46 +114,69 @@ pub(crate) fn cancel_all(live: &mut Live, id: SessionId, tools: &mut Tools) {
 
 /// The ring has answered.
 pub(crate) fn handle_connected(live: &mut Live, lane: u8, result: Result<(), Errno>, tools: &mut Tools) {
-    let slot = &mut live.dials.lanes[usize::from(lane)];
-    let Some(dial) = slot else { unreachable!("a lane is freed only when its connect was answered") };
+    let Some(dial) = live.dials.handle_answered(lane) else { return };
     let attempt = dial.attempt;
-    match (dial.state, result) {
-        (State::Abandoned, _) => {
-            // Connected late or cancelled: nobody waits for it.
-            *slot = None;
-        }
-        (State::Connecting | State::Connected, Ok(())) => {
+    match result {
+        Ok(()) => {
             dial.state = State::Connected;
-            let local = if dial.local { local_address(&dial.socket) } else { None };
+            let local = if dial.local { local_address(dial.stream.fd()) } else { None };
             live.session.handle_connected(attempt, local, tools.now);
         }
-        (State::Connecting | State::Connected, Err(errno)) => {
-            *slot = None;
+        Err(errno) => {
+            *live.dials.slot(lane) = None;
             live.session.handle_connect_failed(attempt, connect_error(errno), tools.now);
         }
     }
 }
 
-/// The socket of a connected attempt, as the session's upstream.
+/// The socket of a connected attempt, as the session's upstream. What is under way on it stays in the attempt's lane,
+/// which is the upstream's from now on.
 pub(crate) fn take(live: &mut Live, attempt: AttemptId) -> Option<Stream> {
-    let slot =
-        live.dials.lanes.iter_mut().find(|slot| slot.as_ref().is_some_and(|dial| dial.attempt == attempt));
-    let dial = slot.and_then(Option::take)?;
-    let mut stream = Stream::new(dial.socket, dial.transport);
-    stream.outbox = std::mem::take(&mut live.dials.early);
+    let (lane, dial) = live.dials.find(attempt)?;
+    let is_busy = dial.in_flight > 0;
+    let dial = live.dials.slot(lane).take()?;
+    if is_busy {
+        live.dials.adopted = Some(lane);
+    }
+    let mut stream = dial.stream;
+    stream.outbox.append(&mut std::mem::take(&mut live.dials.early));
     Some(stream)
 }
 
 impl Dials {
+    /// The lane of an attempt that has not been given up.
+    pub(crate) fn find(&mut self, attempt: AttemptId) -> Option<(u8, &mut Dial)> {
+        let numbered = (FIRST_LANE..).zip(&mut self.slots);
+        numbered
+            .filter_map(|(lane, slot)| Some((lane, slot.as_mut()?)))
+            .find(|(_, dial)| dial.attempt == attempt && dial.state != State::Abandoned)
+    }
+
+    /// An operation of a lane was answered: its dial, unless nobody waits for it any more.
+    pub(crate) fn handle_answered(&mut self, lane: u8) -> Option<&mut Dial> {
+        let slot = self.slot(lane);
+        let Some(dial) = slot else { unreachable!("a lane is freed only when all of it was answered") };
+        dial.in_flight -= 1;
+        if dial.state == State::Abandoned && dial.in_flight == 0 {
+            *slot = None;
+        }
+        slot.as_mut().filter(|dial| dial.state != State::Abandoned)
+    }
+
+    pub(crate) fn slot(&mut self, lane: u8) -> &mut Option<Dial> {
+        &mut self.slots[usize::from(lane - FIRST_LANE)]
+    }
+
     fn free_lane(&mut self) -> Option<u8> {
-        let lane = match self.lanes.iter().position(Option::is_none) {
-            Some(lane) => lane,
-            None => {
-                self.lanes.push(None);
-                self.lanes.len() - 1
+        let slot = match self.slots.iter().position(Option::is_none) {
+            Some(slot) => slot,
+            None if self.slots.len() < usize::from(MAX_LANES - FIRST_LANE) => {
+                self.slots.push(None);
+                self.slots.len() - 1
             }
+            None => return None,
         };
-        u8::try_from(lane).ok().filter(|lane| *lane < MAX_LANES)
+        u8::try_from(slot).ok().map(|slot| FIRST_LANE + slot)
     }
 }
 
@@ -204,7 +231,7 @@ fn open(address: &UpstreamAddr) -> Result<(OwnedFd, SocketAddrAny, Transport), E
     }
 }
 
-fn local_address(socket: &OwnedFd) -> Option<SocketAddr> {
+fn local_address(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
     getsockname(socket).ok().and_then(|address| SocketAddr::try_from(address).ok())
 }
 

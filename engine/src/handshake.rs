@@ -5,6 +5,7 @@ use ringweir_flow::session::Command;
 use ringweir_flow::way::Way;
 use rustix::net::{Shutdown, shutdown};
 
+use crate::ahead;
 use crate::connect::{self, Wish};
 use crate::live::{AfterOutbox, Live, Receiving, Sending, token};
 use crate::pump;
@@ -52,6 +53,9 @@ fn carry_out(command: Command, live: &mut Live, id: SessionId, tools: &mut Tools
         Command::Connect { attempt, address, local, origin } => {
             connect::start(live, id, Wish { attempt, address, local, origin }, tools);
         }
+        Command::SendAhead(attempt, bytes) => ahead::send(live, id, attempt, &bytes, tools),
+        Command::EndAhead(attempt) => ahead::end(live, id, attempt, tools),
+        Command::ReceiveAhead(attempt) => ahead::receive(live, id, attempt, tools),
         Command::Abandon(attempt) => connect::abandon(live, id, attempt, tools),
         Command::Resolve(name) => {
             let (inbox, waker) = (tools.inbox.clone(), tools.waker.clone());
@@ -67,10 +71,13 @@ fn carry_out(command: Command, live: &mut Live, id: SessionId, tools: &mut Tools
         }
         Command::Pump(attempt) => {
             live.upstream = connect::take(live, attempt);
-            // A receive from the client that is under way becomes the pump's first.
-            if live.client.receiving != Receiving::Idle {
-                let step = live.session.poll_step(Direction::Up);
-                debug_assert_eq!(step, Some(Step::Receive(Way::Buffer)));
+            // A receive that is under way becomes the pump's first.
+            for direction in Direction::BOTH {
+                let source = live.stream(direction.source());
+                if source.is_some_and(|source| source.receiving != Receiving::Idle) {
+                    let step = live.session.poll_step(direction);
+                    debug_assert_eq!(step, Some(Step::Receive(Way::Buffer)));
+                }
             }
         }
         Command::Close(closing) => {

@@ -8,6 +8,7 @@
 #![cfg(target_os = "linux")]
 
 mod account;
+mod ahead;
 mod connect;
 mod handshake;
 mod listener;

@@ -100,6 +100,15 @@ impl Live {
         }
     }
 
+    /// The side that an operation in a lane is of; none for that of an attempt.
+    pub(crate) fn side_of(&self, lane: u8) -> Option<Side> {
+        match lane {
+            0 => Some(Side::Client),
+            1 => Some(Side::Upstream),
+            lane => (self.dials.adopted == Some(lane)).then_some(Side::Upstream),
+        }
+    }
+
     pub(crate) fn stream(&mut self, side: Side) -> Option<&mut Stream> {
         match side {
             Side::Client => Some(&mut self.client),
@@ -144,20 +153,19 @@ impl Stream {
 
 /// The token of an operation on one side of a session.
 pub(crate) fn token(op: Op, side: Side, id: SessionId) -> Token {
-    let lane = match side {
+    token_in(op, lane_of(side), id)
+}
+
+/// The lane of a side. Lanes from 2 on are those of attempts.
+pub(crate) const fn lane_of(side: Side) -> u8 {
+    match side {
         Side::Client => 0,
         Side::Upstream => 1,
-    };
-    token_in(op, lane, id)
+    }
 }
 
 /// The token of an operation in a lane of a session.
 pub(crate) fn token_in(op: Op, lane: u8, id: SessionId) -> Token {
     // The low bits of the generation are enough: a slot's tenant changes only when nothing of it is in flight.
     Token::new(op, lane, id.slot, (id.generation % u32::from(ringweir_ring::MAX_GENERATIONS)) as u16)
-}
-
-/// The side that a lane stands for.
-pub(crate) fn side_of(lane: u8) -> Side {
-    if lane == 0 { Side::Client } else { Side::Upstream }
 }

@@ -8,7 +8,7 @@ use ringweir_flow::way::Way;
 use ringweir_ring::{Chunks, Errno, Op, Unsent};
 use rustix::net::{Shutdown, getpeername, shutdown};
 
-use crate::live::{Held, Live, Receiving, Sending, token};
+use crate::live::{Held, Live, Receiving, Sending, lane_of, token};
 use crate::sessions::SessionId;
 use crate::splice;
 use crate::worker::Tools;
@@ -109,7 +109,7 @@ pub(crate) fn handle_received(
         }
         Err(Errno::NOBUFS) => {
             stream.receiving = Receiving::Starved;
-            tools.starved.push_back((id, side));
+            tools.starved.push_back((id, lane_of(side)));
         }
         Ok(chunks) if is_pumping => {
             let direction = Direction::from(side);

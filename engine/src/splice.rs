@@ -8,7 +8,7 @@ use ringweir_flow::pump::{Direction, Side};
 use ringweir_flow::way::Refusal;
 use ringweir_ring::{Errno, Op, PollEvents, Token};
 
-use crate::live::{Held, Live, Receiving, Sending, side_of, token_in};
+use crate::live::{Held, Live, Receiving, Sending, lane_of, token_in};
 use crate::pump;
 use crate::sessions::SessionId;
 use crate::worker::Tools;
@@ -69,7 +69,7 @@ pub(crate) fn await_sink(live: &mut Live, id: SessionId, side: Side, what: Sendi
 
 /// A poll has ended: there is something to be moved, or an error to be met, or the session closes.
 pub(crate) fn handle_polled(live: &mut Live, id: SessionId, lane: u8, tools: &mut Tools) {
-    let side = side_of(lane % WRITABLE);
+    let side = if lane % WRITABLE == lane_of(Side::Client) { Side::Client } else { Side::Upstream };
     let is_closing = live.closing.is_some();
     let Some(stream) = live.stream(side) else { return };
     if lane >= WRITABLE {
@@ -143,11 +143,4 @@ fn readable(side: Side, id: SessionId) -> Token {
 
 fn writable(side: Side, id: SessionId) -> Token {
     token_in(Op::Poll, WRITABLE + lane_of(side), id)
-}
-
-fn lane_of(side: Side) -> u8 {
-    match side {
-        Side::Client => 0,
-        Side::Upstream => 1,
-    }
 }

@@ -19,11 +19,11 @@ use socket2::Socket;
 
 use crate::account::Dying;
 use crate::listener::{Listeners, WarningGate};
-use crate::live::{Live, Receiving, Sending, side_of, token};
+use crate::live::{Live, Receiving, Sending, token, token_in};
 use crate::seats::Seats;
 use crate::sessions::{SessionId, Sessions};
 use crate::timers::{TimerId, Wheel};
-use crate::{connect, handshake, pump, splice};
+use crate::{ahead, connect, handshake, pump, splice};
 
 /// What a worker is told from outside.
 pub(crate) enum Message {
@@ -65,7 +65,7 @@ pub(crate) struct Tools {
     /// The moment of this turn.
     pub(crate) now: Instant,
     /// Receives that found the pool empty, in the order in which they will get buffers.
-    pub(crate) starved: VecDeque<(SessionId, Side)>,
+    pub(crate) starved: VecDeque<(SessionId, u8)>,
     /// A dial found no descriptor or memory in this turn.
     pub(crate) exhausted: Option<Errno>,
     pub(crate) resolver: Arc<dyn Resolver>,
@@ -218,12 +218,14 @@ impl Worker {
         let Some(live) = self.sessions.get_mut(id) else { return };
         live.in_flight -= 1;
         match completion {
-            Completion::Received { result, pending, .. } => {
-                pump::handle_received(live, id, side_of(lane), result, pending, &mut self.tools);
-            }
-            Completion::Sent { result, rest, .. } => {
-                pump::handle_sent(live, id, side_of(lane), result, rest, &mut self.tools);
-            }
+            Completion::Received { result, pending, .. } => match live.side_of(lane) {
+                Some(side) => pump::handle_received(live, id, side, result, pending, &mut self.tools),
+                None => ahead::handle_received(live, id, lane, result, &mut self.tools),
+            },
+            Completion::Sent { result, rest, .. } => match live.side_of(lane) {
+                Some(side) => pump::handle_sent(live, id, side, result, rest, &mut self.tools),
+                None => ahead::handle_sent(live, id, lane, result, rest, &mut self.tools),
+            },
             Completion::Connected { result, .. } => {
                 connect::handle_connected(live, lane, result, &mut self.tools);
             }
@@ -273,9 +275,13 @@ impl Worker {
     fn feed_starved(&mut self) {
         let mut buffers = self.tools.ring.buffers_available();
         while buffers > 0
-            && let Some((id, side)) = self.tools.starved.pop_front()
+            && let Some((id, lane)) = self.tools.starved.pop_front()
         {
             let Some(live) = self.sessions.get_mut(id) else { continue };
+            let Some(side) = live.side_of(lane) else {
+                buffers -= usize::from(ahead::feed(live, id, lane, &mut self.tools));
+                continue;
+            };
             let Some(stream) = live.stream(side) else { continue };
             if stream.receiving == Receiving::Starved {
                 stream.receiving = Receiving::Idle;
@@ -321,6 +327,10 @@ pub(crate) fn cancel_all(live: &mut Live, id: SessionId, tools: &mut Tools) {
             Sending::Nothing | Sending::PumpedLater | Sending::OutboxLater => {}
         }
         splice::cancel(live, id, side, tools);
+    }
+    if let Some(lane) = live.dials.adopted {
+        tools.ring.cancel(token_in(Op::Receive, lane, id));
+        tools.ring.cancel(token_in(Op::Send, lane, id));
     }
     connect::cancel_all(live, id, tools);
 }

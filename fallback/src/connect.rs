@@ -1,6 +1,7 @@
 //! Opens sockets towards upstreams and connects them, several at once where the session asks for it; and waits for
 //! the addresses of names.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -21,7 +22,8 @@ use socket2::{Domain, Socket};
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
-use crate::live::{Live, Turn};
+use crate::buffers::{Buffer, Buffers, Size};
+use crate::live::{AfterOutbox, Live, Outbox, Turn};
 use crate::platform::{self, connect_error, connect_local, is_full, is_in_progress};
 use crate::stream::{Stream, Transport};
 
@@ -41,6 +43,26 @@ struct Dial {
     attempt: AttemptId,
     local: bool,
     state: State,
+    /// What is to be said there before it is the upstream, if it ever will be.
+    outbox: Outbox,
+    after_outbox: AfterOutbox,
+    hearing: Hearing,
+}
+
+/// Whether the session wants to hear from an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hearing {
+    No,
+    Once,
+}
+
+/// What has become of a dial.
+enum Event {
+    Connected(Option<SocketAddr>),
+    NotConnected(io::Error),
+    Heard(Buffer, usize),
+    Ended,
+    Failed,
 }
 
 enum State {
@@ -52,7 +74,7 @@ enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Connecting,
-    /// About to become the upstream.
+    /// May become the upstream.
     Connected,
 }
 
@@ -70,7 +92,7 @@ pub(crate) fn start(
         (UpstreamAddr::Unix(path), _) => open_local(path).map_err(|error| connect_error(&error)),
     };
     match opened {
-        Ok(state) => live.dials.dials.push(Dial { attempt, local, state }),
+        Ok(state) => live.dials.dials.push(Dial::new(attempt, local, state)),
         Err(error) => live.session.handle_connect_failed(attempt, error, live.now),
     }
 }
@@ -93,12 +115,38 @@ pub(crate) fn abandon(live: &mut Live, attempt: AttemptId) {
     live.dials.dials.retain(|dial| dial.attempt != attempt);
 }
 
+/// Sends on an attempt's socket.
+pub(crate) fn send_ahead(live: &mut Live, attempt: AttemptId, bytes: &[u8]) {
+    if let Some(dial) = live.dials.find(attempt) {
+        dial.outbox.push(bytes);
+    }
+}
+
+/// Ends an attempt's stream once everything is sent.
+pub(crate) fn end_ahead(live: &mut Live, attempt: AttemptId) {
+    if let Some(dial) = live.dials.find(attempt) {
+        dial.after_outbox = AfterOutbox::ShutDown;
+    }
+}
+
+/// Receives once from an attempt's socket.
+pub(crate) fn receive_ahead(live: &mut Live, attempt: AttemptId) {
+    if let Some(dial) = live.dials.find(attempt) {
+        dial.hearing = Hearing::Once;
+    }
+}
+
 /// The socket of a connected attempt, as the session's upstream, and what it gets first.
 pub(crate) fn take(live: &mut Live, attempt: AttemptId) -> Option<(Stream, Vec<u8>)> {
     let dials = &mut live.dials;
     let index = dials.dials.iter().position(|dial| dial.attempt == attempt)?;
-    match dials.dials.swap_remove(index).state {
-        State::Open(stream, Phase::Connected) => Some((stream, std::mem::take(&mut dials.early))),
+    let dial = dials.dials.swap_remove(index);
+    let mut first = dial.outbox.into_unsent();
+    match dial.state {
+        State::Open(stream, Phase::Connected) => {
+            first.append(&mut dials.early);
+            Some((stream, first))
+        }
         State::Open(_, Phase::Connecting) | State::Waiting(..) => None,
     }
 }
@@ -117,28 +165,49 @@ pub(crate) fn poll(live: &mut Live, cx: &mut Context<'_>) -> Turn {
     for index in 0..live.dials.dials.len() {
         let dial = &mut live.dials.dials[index];
         let attempt = dial.attempt;
-        match dial.poll(cx) {
-            Poll::Pending => {}
-            Poll::Ready(Ok(local)) => {
-                live.session.handle_connected(attempt, local, live.now);
-                return Turn::Moved;
-            }
-            Poll::Ready(Err(error)) => {
+        let Poll::Ready(event) = dial.poll(&live.worker.buffers, cx) else { continue };
+        match event {
+            Event::Connected(local) => live.session.handle_connected(attempt, local, live.now),
+            Event::NotConnected(error) => {
                 live.dials.dials.swap_remove(index);
                 live.session.handle_connect_failed(attempt, connect_error(&error), live.now);
-                return Turn::Moved;
             }
+            Event::Heard(buffer, bytes) => {
+                live.session.handle_received_ahead(attempt, &buffer.bytes()[..bytes], live.now);
+                live.worker.buffers.borrow_mut().give_back(buffer);
+            }
+            Event::Ended => live.session.handle_ended_ahead(attempt, live.now),
+            Event::Failed => live.session.handle_failed_ahead(attempt, live.now),
         }
+        return Turn::Moved;
     }
     Turn::Blocked
 }
 
+impl Dials {
+    fn find(&mut self, attempt: AttemptId) -> Option<&mut Dial> {
+        self.dials.iter_mut().find(|dial| dial.attempt == attempt)
+    }
+}
+
 impl Dial {
+    fn new(attempt: AttemptId, local: bool, state: State) -> Dial {
+        let (outbox, after_outbox) = (Outbox::default(), AfterOutbox::Nothing);
+        Dial { attempt, local, state, outbox, after_outbox, hearing: Hearing::No }
+    }
+
+    fn poll(&mut self, buffers: &RefCell<Buffers>, cx: &mut Context<'_>) -> Poll<Event> {
+        if matches!(self.state, State::Open(_, Phase::Connected)) {
+            return self.poll_ahead(buffers, cx);
+        }
+        let connected = ready!(self.poll_connected(cx));
+        Poll::Ready(connected.map_or_else(Event::NotConnected, Event::Connected))
+    }
+
     /// Ready once, with the socket's own address where that is wanted.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<SocketAddr>>> {
+    fn poll_connected(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<SocketAddr>>> {
         loop {
             match &mut self.state {
-                State::Open(_, Phase::Connected) => return Poll::Pending,
                 State::Open(stream, phase) => {
                     ready!(stream.poll_connected(cx))?;
                     *phase = Phase::Connected;
@@ -150,6 +219,42 @@ impl Dial {
                 }
             }
         }
+    }
+
+    /// Sends what is to be said ahead of the pump, and receives once if that is wanted.
+    fn poll_ahead(&mut self, buffers: &RefCell<Buffers>, cx: &mut Context<'_>) -> Poll<Event> {
+        let State::Open(stream, _) = &mut self.state else { return Poll::Pending };
+        while !self.outbox.is_empty() {
+            match stream.poll_write(cx, self.outbox.unsent()) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(bytes)) => self.outbox.handle_sent(bytes),
+                // The receive fails as well, and is told.
+                Poll::Ready(Err(_)) => {
+                    self.outbox.clear();
+                    self.after_outbox = AfterOutbox::Nothing;
+                }
+            }
+        }
+        if self.outbox.is_empty()
+            && std::mem::replace(&mut self.after_outbox, AfterOutbox::Nothing) == AfterOutbox::ShutDown
+        {
+            stream.shut_down();
+        }
+        if self.hearing == Hearing::No {
+            return Poll::Pending;
+        }
+        let mut buffer = buffers.borrow_mut().take(Size::Small);
+        let event = match stream.poll_read(cx, buffer.bytes_mut()) {
+            Poll::Ready(Ok(bytes @ 1..)) => {
+                self.hearing = Hearing::No;
+                return Poll::Ready(Event::Heard(buffer, bytes));
+            }
+            Poll::Ready(Ok(_)) => Poll::Ready(Event::Ended),
+            Poll::Ready(Err(_)) => Poll::Ready(Event::Failed),
+            Poll::Pending => Poll::Pending,
+        };
+        buffers.borrow_mut().give_back(buffer);
+        event
     }
 }
 

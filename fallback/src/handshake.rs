@@ -21,6 +21,9 @@ pub(crate) fn carry_out(command: Command, live: &mut Live) -> Option<Closing> {
         Command::Connect { attempt, address, local, origin } => {
             connect::start(live, attempt, &address, local, origin);
         }
+        Command::SendAhead(attempt, bytes) => connect::send_ahead(live, attempt, &bytes),
+        Command::EndAhead(attempt) => connect::end_ahead(live, attempt),
+        Command::ReceiveAhead(attempt) => connect::receive_ahead(live, attempt),
         Command::Abandon(attempt) => connect::abandon(live, attempt),
         Command::Resolve(name) => connect::resolve(live, name),
         Command::Pump(attempt) => {

@@ -182,6 +182,12 @@ impl Outbox {
         }
     }
 
+    /// What is unsent.
+    pub(crate) fn into_unsent(mut self) -> Vec<u8> {
+        self.bytes.drain(..self.sent);
+        self.bytes
+    }
+
     /// Forgets what is unsent, and gives the memory back: few sessions have anything to say twice.
     pub(crate) fn clear(&mut self) {
         *self = Outbox::default();

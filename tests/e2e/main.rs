@@ -7,6 +7,7 @@
 mod harness;
 
 mod admin;
+mod attempts;
 mod cli;
 mod curl;
 mod exhaustion;

@@ -161,6 +161,10 @@ impl Why {
                 | ConnectError::HostUnreachable
                 | ConnectError::Reset
                 | ConnectError::OwnEnd
+                | ConnectError::Unanswered
+                | ConnectError::ProxyAuthentication
+                | ConnectError::ProxyRefused
+                | ConnectError::ProxyBroken
                 | ConnectError::Other(_),
             ) => CloseReason::ConnectFailed,
         }
@@ -180,6 +184,10 @@ impl Why {
                 ConnectError::OutOfResources
                 | ConnectError::Reset
                 | ConnectError::OwnEnd
+                | ConnectError::Unanswered
+                | ConnectError::ProxyAuthentication
+                | ConnectError::ProxyRefused
+                | ConnectError::ProxyBroken
                 | ConnectError::Other(_),
             ) => 1,
         }
@@ -197,6 +205,10 @@ impl Why {
                 | ConnectError::NotResolved
                 | ConnectError::Reset
                 | ConnectError::OwnEnd
+                | ConnectError::Unanswered
+                | ConnectError::ProxyAuthentication
+                | ConnectError::ProxyRefused
+                | ConnectError::ProxyBroken
                 | ConnectError::Other(_),
             ) => 502,
         }

@@ -276,7 +276,7 @@ impl Driver {
     }
 
     fn pending(&self) -> usize {
-        let lookups = self.lookups.iter().flatten().filter(|_| self.witness.awaits_names).count();
+        let lookups = self.lookups.iter().flatten().filter(|_| self.witness.is_resolving()).count();
         self.dials.iter().filter(|dial| dial.state == DialState::Pending).count() + lookups
     }
 }
@@ -361,6 +361,9 @@ impl Driver {
                 if answer.is_some() && tools.rng.u8(..8) == 0 {
                     self.complete_dial(self.dials.len() - 1, tools);
                 }
+            }
+            Command::SendAhead(attempt, _) | Command::EndAhead(attempt) | Command::ReceiveAhead(attempt) => {
+                return Err(format!("{attempt:?} is used ahead of the pump, and no group wants that"));
             }
             Command::Abandon(attempt) => return self.abandon(attempt, tools),
             Command::Resolve(name) => {

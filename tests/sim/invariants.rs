@@ -76,7 +76,7 @@ pub(crate) struct Witness {
     errors: Vec<ConnectError>,
     connects: usize,
     resolved: Option<Resolved>,
-    pub(crate) awaits_names: bool,
+    awaits_names: bool,
     /// Whether the event that is being handled is a timeout with an attempt under way.
     pub(crate) is_overdue: bool,
     pub(crate) stop: Option<CloseReason>,
@@ -147,9 +147,14 @@ impl Witness {
         hold!(ways > 0, "{target:?} was tried, to which no way leads over targets that are up");
         self.errors.clear();
         self.connects = 0;
-        self.resolved = None;
-        self.awaits_names = false;
+        // Addresses that were found serve every later attempt, and so does a search that goes on.
+        self.resolved = self.resolved.take().filter(Result::is_ok);
         Ok(())
+    }
+
+    /// Whether the attempt that is under way waits for addresses.
+    pub(crate) fn is_resolving(&self) -> bool {
+        self.awaits_names && matches!(self.upstream(), Some(Upstream::Direct))
     }
 
     pub(crate) fn handle_connect_failed(&mut self, error: ConnectError) {

@@ -270,6 +270,7 @@ fn add_target(
             members: members.into(),
             attempts: rng.u32(1..=4),
             attempt_timeout: span(rng, 200, 8_000),
+            commit: None,
         })
     } else {
         TargetKind::Upstream(upstream(kinds.len(), protocol, rng))

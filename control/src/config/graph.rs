@@ -164,6 +164,7 @@ fn finish_group(group: &DeclaredGroup<'_>, edges: &[Edge<'_, '_>], declared: &[D
         members: edges.iter().map(member).collect(),
         attempts: group.attempts.unwrap_or(all),
         attempt_timeout: group.attempt_timeout,
+        commit: group.commit,
     }
 }
 

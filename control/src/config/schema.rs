@@ -40,7 +40,8 @@ pub(crate) const LISTENER_TIMEOUTS: &[&str] = &["handshake", "connect", "idle", 
 pub(crate) const UPSTREAM: &[&str] =
     &["kind", "address", "weight", "check", "source", "interface", "mark", "keepalive", "mptcp"];
 pub(crate) const KEEPALIVE: &[&str] = &["idle", "interval", "count"];
-pub(crate) const GROUP: &[&str] = &["policy", "members", "weight", "attempts", "attempt_timeout", "check"];
+pub(crate) const GROUP: &[&str] =
+    &["policy", "members", "weight", "attempts", "attempt_timeout", "check", "commit", "stagger", "parallel"];
 pub(crate) const CHECK: &[&str] = &["kind", "schedule", "timeout", "fall", "rise"];
 
 /// Every key path that a configuration may have, with `*` where a name of the user's choosing stands.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringweir_flow::outgoing::Outgoing;
-use ringweir_flow::snapshot::{MAX_WEIGHT, Policy};
+use ringweir_flow::snapshot::{Commit, MAX_WEIGHT, Policy};
 
 use super::address::parse_endpoint;
 use super::diagnostic::did_you_mean;
@@ -22,6 +22,12 @@ const DEFAULT_ATTEMPT: Duration = Duration::from_secs(4);
 
 /// The most members that one session may try by configuration.
 const MAX_ATTEMPTS: u32 = 64;
+
+/// How many members race at a time at most: each holds a descriptor, for every session.
+const MAX_PARALLEL: u32 = 8;
+
+/// A longer wait is a failover's.
+const LONGEST_STAGGER: Duration = Duration::from_secs(60);
 
 /// The longest schedule; nobody reads a longer one.
 const MAX_SCHEDULE: usize = 32;
@@ -61,6 +67,7 @@ pub(crate) struct DeclaredGroup<'a> {
     pub(crate) members: Vec<Node<'a>>,
     pub(crate) attempts: Option<u32>,
     pub(crate) attempt_timeout: Duration,
+    pub(crate) commit: Option<Commit>,
 }
 
 pub(crate) fn checks<'a>(root: &Table<'a>) -> Checks<'a> {
@@ -191,13 +198,19 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
         ("random", Policy::Random),
         ("least-connections", Policy::LeastConnections),
         ("failover", Policy::Failover),
+        ("race", Policy::Race { stagger: Duration::ZERO, parallel: MAX_PARALLEL }),
     ];
-    let policy = table.get("policy").and_then(|node| node.choice(&policies)).unwrap_or(Policy::RoundRobin);
+    let mut policy =
+        table.get("policy").and_then(|node| node.choice(&policies)).unwrap_or(Policy::RoundRobin);
     let members = table.required("members").and_then(|node| members(&node)).unwrap_or_default();
     let attempts = table.get("attempts").and_then(|node| node.integer(1..=MAX_ATTEMPTS));
     let attempt_timeout =
         table.get("attempt_timeout").and_then(|node| node.duration()).unwrap_or(DEFAULT_ATTEMPT);
-    let kind = DeclaredKind::Group(DeclaredGroup { policy, members, attempts, attempt_timeout });
+    race(&table, &mut policy);
+    let commits =
+        [("connect", Commit::Connect), ("handshake", Commit::Handshake), ("first-byte", Commit::FirstByte)];
+    let commit = table.get("commit").and_then(|node| node.choice(&commits));
+    let kind = DeclaredKind::Group(DeclaredGroup { policy, members, attempts, attempt_timeout, commit });
     Some(Declared {
         name,
         weight: weight(&table),
@@ -206,6 +219,26 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
         kind,
         node,
     })
+}
+
+/// The keys that only a race has.
+fn race(table: &Table<'_>, policy: &mut Policy) {
+    match policy {
+        Policy::Race { stagger, parallel } => {
+            let delay =
+                table.get("stagger").and_then(|node| node.duration_from(Duration::ZERO..=LONGEST_STAGGER));
+            *stagger = delay.unwrap_or(Duration::ZERO);
+            let most = table.get("parallel").and_then(|node| node.integer(1..=MAX_PARALLEL));
+            *parallel = most.unwrap_or(MAX_PARALLEL);
+        }
+        Policy::RoundRobin | Policy::Random | Policy::LeastConnections | Policy::Failover => {
+            for key in ["stagger", "parallel"] {
+                if let Some(node) = table.get(key) {
+                    node.report("has a meaning for policy = \"race\" alone", None);
+                }
+            }
+        }
+    }
 }
 
 fn members<'a>(node: &Node<'a>) -> Option<Vec<Node<'a>>> {

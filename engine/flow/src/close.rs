@@ -183,6 +183,19 @@ pub enum ConnectError {
     /// interface or an option of the socket is refused. Nothing was dialled.
     #[error("source address, interface or socket option refused")]
     OwnEnd,
+    /// The destination ended its stream before it had sent a byte, where its first byte was awaited, or a proxy did
+    /// before it had answered.
+    #[error("ended without an answer")]
+    Unanswered,
+    /// The proxy wants a user and a password, or others.
+    #[error("authentication refused by the proxy")]
+    ProxyAuthentication,
+    /// The proxy will not or cannot reach the destination, for no reason that has a word of its own here.
+    #[error("refused by the proxy")]
+    ProxyRefused,
+    /// What the proxy sent is no answer of its protocol.
+    #[error("protocol broken by the proxy")]
+    ProxyBroken,
     /// Any other error of the operating system, by its number.
     #[error("os error {0}")]
     Other(i32),
@@ -190,7 +203,7 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// How many kinds there are; [`ConnectError::index`] is below it.
-    pub const KINDS: usize = 10;
+    pub const KINDS: usize = 14;
 
     /// A dense number, for counters kept by kind.
     pub const fn index(self) -> usize {
@@ -204,7 +217,11 @@ impl ConnectError {
             ConnectError::NotResolved => 6,
             ConnectError::OutOfResources => 7,
             ConnectError::OwnEnd => 8,
-            ConnectError::Other(_) => 9,
+            ConnectError::Unanswered => 9,
+            ConnectError::ProxyAuthentication => 10,
+            ConnectError::ProxyRefused => 11,
+            ConnectError::ProxyBroken => 12,
+            ConnectError::Other(_) => 13,
         }
     }
 
@@ -219,6 +236,10 @@ impl ConnectError {
         "not-resolved",
         "out-of-resources",
         "own-end",
+        "unanswered",
+        "proxy-authentication",
+        "proxy-refused",
+        "proxy-broken",
         "other",
     ];
 }

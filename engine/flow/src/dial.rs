@@ -38,7 +38,6 @@ pub(crate) struct Dial {
     waiting: smallvec::IntoIter<[UpstreamAddr; 2]>,
     in_flight: SmallVec<[AttemptId; 2]>,
     next_at: Instant,
-    deadline: Instant,
     error: Option<ConnectError>,
 }
 
@@ -54,12 +53,11 @@ pub(crate) enum Next {
 }
 
 impl Dial {
-    pub(crate) fn new(addresses: impl IntoIterator<Item = UpstreamAddr>, deadline: Instant) -> Dial {
+    pub(crate) fn new(addresses: impl IntoIterator<Item = UpstreamAddr>) -> Dial {
         Dial {
             waiting: addresses.into_iter().take(MAX_ADDRESSES).collect::<SmallVec<_>>().into_iter(),
             in_flight: SmallVec::new(),
             next_at: Instant::ZERO,
-            deadline,
             error: None,
         }
     }
@@ -109,13 +107,9 @@ impl Dial {
         &self.in_flight
     }
 
-    /// Whether the whole upstream is to be given up.
-    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
-        now >= self.deadline
-    }
-
-    pub(crate) fn poll_timeout(&self) -> Instant {
-        if self.waiting.len() == 0 { self.deadline } else { self.deadline.min(self.next_at) }
+    /// When the next address is to be tried beside those in flight, if there is one.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        (self.waiting.len() > 0).then_some(self.next_at)
     }
 }
 
@@ -146,6 +140,10 @@ fn telling_most(known: Option<ConnectError>, new: ConnectError) -> ConnectError 
             | ConnectError::NotResolved
             | ConnectError::OutOfResources
             | ConnectError::OwnEnd
+            | ConnectError::Unanswered
+            | ConnectError::ProxyAuthentication
+            | ConnectError::ProxyRefused
+            | ConnectError::ProxyBroken
             | ConnectError::Other(_),
         )
         | None => new,
@@ -170,11 +168,11 @@ mod tests {
     #[test]
     fn the_next_address_comes_after_the_delay_or_a_failure() {
         let at = |millis| Instant::ZERO + Duration::from_millis(millis);
-        let mut dial = Dial::new([tcp("1.1.1.1:1"), tcp("1.1.1.2:1"), tcp("1.1.1.3:1")], at(10_000));
+        let mut dial = Dial::new([tcp("1.1.1.1:1"), tcp("1.1.1.2:1"), tcp("1.1.1.3:1")]);
         assert_eq!(dial.next(at(0)), Next::Connect(tcp("1.1.1.1:1")));
         dial.handle_started(AttemptId(0), at(0));
         assert_eq!(dial.next(at(249)), Next::Wait);
-        assert_eq!(dial.poll_timeout(), at(250));
+        assert_eq!(dial.poll_timeout(), Some(at(250)));
         assert_eq!(dial.next(at(250)), Next::Connect(tcp("1.1.1.2:1")));
         dial.handle_started(AttemptId(1), at(250));
         assert!(dial.handle_ended(AttemptId(0)));
@@ -182,14 +180,14 @@ mod tests {
         assert!(!dial.handle_ended(AttemptId(1)), "late");
         assert_eq!(dial.next(at(251)), Next::Connect(tcp("1.1.1.3:1")));
         dial.handle_started(AttemptId(2), at(251));
-        assert_eq!(dial.poll_timeout(), at(10_000));
+        assert_eq!(dial.poll_timeout(), None);
         assert!(dial.handle_failed(AttemptId(2), ConnectError::Refused));
         assert_eq!(dial.next(at(252)), Next::Exhausted(ConnectError::Refused));
     }
 
     #[test]
     fn a_late_failure_of_another_upstream_says_nothing_about_this_one() {
-        let mut dial = Dial::new([tcp("1.1.1.1:1")], Instant::ZERO + Duration::from_secs(10));
+        let mut dial = Dial::new([tcp("1.1.1.1:1")]);
         assert_eq!(dial.next(Instant::ZERO), Next::Connect(tcp("1.1.1.1:1")));
         dial.handle_started(AttemptId(7), Instant::ZERO);
         assert!(!dial.handle_failed(AttemptId(6), ConnectError::Refused), "late");

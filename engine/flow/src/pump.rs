@@ -254,9 +254,9 @@ impl Pumps {
         }
     }
 
-    /// Counts bytes that the driver was told to send to the upstream ahead of the pump.
-    pub fn count_early(&mut self, bytes: u64) {
-        self.up.delivered += bytes;
+    /// Counts bytes that the driver was told to send in a direction ahead of the pump.
+    pub fn count_early(&mut self, direction: Direction, bytes: u64) {
+        self.pump_mut(direction).delivered += bytes;
     }
 
     /// What is to be started for a direction now; `None` while something is under way, or when it is over.

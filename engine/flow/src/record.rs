@@ -56,6 +56,8 @@ pub struct Record<'session> {
     pub attempts: u16,
     /// Why the last one that failed did.
     pub last_error: Option<ConnectError>,
+    /// The attempts that did not win, in the order of their ends.
+    pub lost: Vec<LostAttempt<'session>>,
     /// Bytes delivered to the upstream.
     pub bytes_up: u64,
     /// Bytes delivered to the client.
@@ -66,6 +68,40 @@ pub struct Record<'session> {
     pub duration: Duration,
     /// Why it ended.
     pub reason: CloseReason,
+}
+
+/// An attempt that did not win.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostAttempt<'session> {
+    /// The upstream.
+    pub target: &'session str,
+    /// From the pick to its end.
+    pub took: Duration,
+    /// What was wrong; `None` when it was given up because another won or the session ended.
+    pub error: Option<ConnectError>,
+}
+
+impl fmt::Display for LostAttempt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.target)?;
+        match self.error {
+            Some(error) => error.fmt(f)?,
+            None => f.write_str("abandoned")?,
+        }
+        write!(f, " after {} ms", millis(self.took))
+    }
+}
+
+/// Attempts as one text, or nothing.
+struct Lost<'list>(&'list [LostAttempt<'list>]);
+
+impl fmt::Display for Lost<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, lost) in self.0.iter().enumerate() {
+            write!(f, "{}{lost}", if index == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
 }
 
 impl Record<'_> {
@@ -82,6 +118,7 @@ impl Record<'_> {
             destination = self.destination.map(tracing::field::display),
             attempts = self.attempts,
             error = self.last_error.map(tracing::field::display),
+            lost = (!self.lost.is_empty()).then(|| tracing::field::display(Lost(&self.lost))),
             bytes_up = self.bytes_up,
             bytes_down = self.bytes_down,
             setup_ms = self.setup.map(millis),

@@ -180,8 +180,43 @@ pub struct Group {
     pub members: Arc<[Member]>,
     /// How many members one session may try, at least 1.
     pub attempts: u32,
-    /// How long one member may take until it is committed; a member that is a group gets this for all its own tries.
+    /// How long one member may take until it has won; a member that is a group gets this for all its own tries.
     pub attempt_timeout: Duration,
+    /// What makes an attempt win; `None` for what the upstream's kind can tell. Of several groups that an attempt goes
+    /// through, the strictest decides.
+    pub commit: Option<Commit>,
+}
+
+impl Group {
+    /// How many members are tried at a time.
+    pub fn parallel(&self) -> u32 {
+        match self.policy {
+            Policy::Race { parallel, .. } => parallel,
+            Policy::RoundRobin | Policy::Random | Policy::LeastConnections | Policy::Failover => 1,
+        }
+    }
+
+    /// How long after one member the next is begun beside it.
+    pub fn stagger(&self) -> Duration {
+        match self.policy {
+            Policy::Race { stagger, .. } => stagger,
+            Policy::RoundRobin | Policy::Random | Policy::LeastConnections | Policy::Failover => {
+                Duration::ZERO
+            }
+        }
+    }
+}
+
+/// What makes an attempt win, after which no other member is tried. Later ones are stricter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Commit {
+    /// The connection is open.
+    Connect,
+    /// The proxy has said yes; where there is none, as [`Commit::Connect`].
+    Handshake,
+    /// The destination has sent something. Until then what the client says, up to
+    /// [`MAX_EARLY_BYTES`](crate::session::MAX_EARLY_BYTES), is said to each attempt: requests may arrive twice.
+    FirstByte,
 }
 
 /// A member of a group.
@@ -207,6 +242,13 @@ pub enum Policy {
     LeastConnections,
     /// The first member that is up, as written.
     Failover,
+    /// Several members at once, as written; the first to win serves.
+    Race {
+        /// How long after one member the next is begun beside it; a member that fails has its place taken at once.
+        stagger: Duration,
+        /// How many are under way at a time, at least 1.
+        parallel: u32,
+    },
 }
 
 /// Whether a target may be picked.

@@ -39,7 +39,7 @@ pub fn pick(
         Policy::RoundRobin => memory.cycle.pick(&group.members, may),
         Policy::Random => random::pick(&group.members, rng, may),
         Policy::LeastConnections => least_connections::pick(snapshot, &group.members, rng, may),
-        Policy::Failover => (0..group.members.len()).find(|&index| may(index)),
+        Policy::Failover | Policy::Race { .. } => (0..group.members.len()).find(|&index| may(index)),
     }
 }
 
@@ -66,7 +66,8 @@ pub(crate) mod tests {
             .zip(weights)
             .map(|(index, &weight)| Member { target: TargetIndex(index), weight })
             .collect();
-        let group = Group { policy, members, attempts: 8, attempt_timeout: Duration::from_secs(4) };
+        let group =
+            Group { policy, members, attempts: 8, attempt_timeout: Duration::from_secs(4), commit: None };
         let mut targets: Vec<Target> = (0..weights.len())
             .map(|index| target(format!("t{index}"), TargetKind::Upstream(Upstream::Tcp([].into()))))
             .collect();

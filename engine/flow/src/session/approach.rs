@@ -1,17 +1,22 @@
-//! How a session gets from a request to an open upstream: dispatch, resolve, dial, commit.
+//! How a session gets from a request to an open upstream: dispatch, resolve, dial, listen, commit.
 
+use std::mem;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
 use smallvec::SmallVec;
 
+use super::attempt::{Approach, Attempt};
+use super::setup::{Answered, Lookup, Replay};
 use super::{Command, Session, Stage};
+use crate::account::TargetCell;
 use crate::close::{CloseReason, ConnectError};
-use crate::dial::{AttemptId, Dial, Next, UpstreamAddr};
-use crate::dispatch::Choice;
+use crate::dial::{self, AttemptId, Dial, UpstreamAddr};
+use crate::dispatch::{self, Choice};
 use crate::outgoing::{Origin, Outgoing};
 use crate::pump::{Direction, Patience, Pumps, Side};
-use crate::snapshot::{TargetIndex, TargetKind, Upstream};
+use crate::resolve::{ResolveError, Resolved};
+use crate::snapshot::{Commit, TargetIndex, TargetKind, Upstream};
 use crate::time::Instant;
 use crate::view::View;
 use crate::wire::{self, Answer, Destination, Failure, Request};
@@ -42,70 +47,120 @@ impl Session {
         }
     }
 
-    pub(super) fn begin(&mut self, request: Request, now: Instant) {
+    fn begin(&mut self, request: Request, now: Instant) {
         if self.view.snapshot().log_sessions {
             self.destination = Some(Box::new(request.destination.clone()));
         }
         if let Some(setup) = &mut self.setup {
             setup.request = Some(request);
-            setup.stage = Stage::Choosing;
+            setup.stage = Stage::Reaching;
         }
-        self.try_next_upstream(now);
+        self.advance(now);
     }
 
-    pub(super) fn try_next_upstream(&mut self, now: Instant) {
+    /// Begins whatever is to be tried now; tells the client when there is nothing left.
+    pub(super) fn advance(&mut self, now: Instant) {
+        let view = Rc::clone(&self.view);
+        let connect = view.snapshot().listener(self.listener).timeouts.connect;
+        while let Some(setup) = &mut self.setup
+            && matches!(setup.stage, Stage::Reaching)
+        {
+            match setup.dispatch.next(&view, now, connect) {
+                dispatch::Next::Try(choice) => self.begin_attempt(&choice, now),
+                dispatch::Next::Wait => return,
+                dispatch::Next::Exhausted => {
+                    self.give_up(now);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn begin_attempt(&mut self, choice: &Choice, now: Instant) {
+        let view = Rc::clone(&self.view);
         let Some(setup) = &mut self.setup else { return };
-        setup.stage = Stage::Choosing;
-        let connect = self.view.snapshot().listener(self.listener).timeouts.connect;
-        let Some(Choice { upstream, deadline }) = setup.dispatch.next(&self.view, now, connect) else {
-            self.give_up(now);
-            return;
+        let TargetKind::Upstream(upstream) = &view.snapshot().target(choice.upstream).kind else {
+            unreachable!("dispatch ends at upstreams")
         };
-        self.path = setup.dispatch.path_to(upstream);
-        self.upstream = Some(upstream);
-        self.attempts = self.attempts.saturating_add(1);
-        self.count(|cell| {
+        let path = setup.dispatch.path_to(choice);
+        let commit = commit_of(&view, &path, upstream);
+        count(&view, &path, |cell| {
             cell.attempts.add(1);
             cell.active.add(1);
         });
+        setup.attempts.push(Attempt::new(choice, path, commit, now));
+        let index = setup.attempts.len() - 1;
+        self.upstream = Some(choice.upstream);
+        self.attempts = self.attempts.saturating_add(1);
         self.measure_pick(now);
-        self.approach(upstream, deadline, now);
+        self.approach(index, upstream, now);
     }
 
-    pub(super) fn approach(&mut self, upstream: TargetIndex, deadline: Instant, now: Instant) {
-        let view = Rc::clone(&self.view);
+    fn approach(&mut self, index: usize, upstream: &Upstream, now: Instant) {
         let Some(setup) = &mut self.setup else { return };
-        let TargetKind::Upstream(upstream) = &view.snapshot().target(upstream).kind else {
-            unreachable!("dispatch ends at upstreams")
-        };
         match upstream {
             Upstream::Tcp(addresses) if addresses.is_empty() => {
-                self.fail_upstream(ConnectError::NotResolved, now);
+                self.fail_attempt(index, ConnectError::NotResolved, now);
             }
             Upstream::Tcp(addresses) => {
-                self.dial(addresses.iter().map(|address| UpstreamAddr::Tcp(*address)), deadline, now);
+                self.dial(index, addresses.iter().map(|address| UpstreamAddr::Tcp(*address)), now);
             }
-            Upstream::Unix(path) => self.dial([UpstreamAddr::Unix(path.clone())], deadline, now),
-            Upstream::Direct => match setup.request.as_ref().map(|request| request.destination.clone()) {
-                Some(Destination::Address(address)) => self.dial_permitted([address], deadline, now),
-                Some(Destination::Name(name, _)) => {
-                    setup.stage = Stage::Resolving { deadline };
-                    setup.commands.push_back(Command::Resolve(name));
+            Upstream::Unix(path) => self.dial(index, [UpstreamAddr::Unix(path.clone())], now),
+            Upstream::Direct => match setup.request.as_ref().map(|request| &request.destination) {
+                Some(Destination::Address(address)) => {
+                    let address = *address;
+                    self.dial_permitted(index, [address], now);
                 }
+                Some(Destination::Name(name, _)) => match &setup.lookup {
+                    Lookup::Idle => {
+                        setup.lookup = Lookup::UnderWay;
+                        setup.commands.push_back(Command::Resolve(name.clone()));
+                    }
+                    Lookup::UnderWay => {}
+                    Lookup::Done(addresses) => {
+                        let addresses = addresses.clone();
+                        self.dial_permitted(index, addresses, now);
+                    }
+                },
                 // Control refuses a configuration in which a plain tcp listener leads to `direct`.
-                None => self.fail_upstream(ConnectError::NotAllowed, now),
+                None => self.fail_attempt(index, ConnectError::NotAllowed, now),
             },
             Upstream::Reject => {
-                self.release_path(|cell| cell.abandoned.add(1));
+                self.abandon_attempts(Some(now));
                 self.tell_failure(Failure::Rejected, CloseReason::Rejected, now);
             }
         }
     }
 
-    pub(super) fn dial_permitted(
+    /// The addresses of the destination, or why there are none.
+    pub(super) fn resolve_attempts(&mut self, resolved: Resolved, now: Instant) {
+        let Some(setup) = &mut self.setup else { return };
+        let port = setup.request.as_ref().map_or(0, |request| request.destination.port());
+        let found = match resolved {
+            Ok(addresses) => Ok(dial::interleaved(addresses, port)),
+            Err(ResolveError::TimedOut) => Err(ConnectError::TimedOut),
+            Err(ResolveError::NotFound | ResolveError::Failed) => Err(ConnectError::NotResolved),
+        };
+        // The next attempt that wants them asks again where there are none.
+        setup.lookup = found.as_ref().map_or(Lookup::Idle, |addresses| Lookup::Done(addresses.clone()));
+        while let Some(index) = self.first_resolving() {
+            match &found {
+                Ok(addresses) => self.dial_permitted(index, addresses.iter().copied(), now),
+                Err(error) => self.fail_attempt(index, *error, now),
+            }
+        }
+        self.advance(now);
+    }
+
+    fn first_resolving(&self) -> Option<usize> {
+        let attempts = &self.setup.as_ref()?.attempts;
+        attempts.iter().position(|attempt| matches!(attempt.approach, Approach::Resolving))
+    }
+
+    fn dial_permitted(
         &mut self,
+        index: usize,
         addresses: impl IntoIterator<Item = SocketAddr>,
-        deadline: Instant,
         now: Instant,
     ) {
         let view = Rc::clone(&self.view);
@@ -116,61 +171,214 @@ impl Session {
             .map(UpstreamAddr::Tcp)
             .collect();
         if permitted.is_empty() {
-            self.fail_upstream(ConnectError::NotAllowed, now);
+            self.fail_attempt(index, ConnectError::NotAllowed, now);
         } else {
-            self.dial(permitted, deadline, now);
+            self.dial(index, permitted, now);
         }
     }
 
-    pub(super) fn dial(
-        &mut self,
-        addresses: impl IntoIterator<Item = UpstreamAddr>,
-        deadline: Instant,
-        now: Instant,
-    ) {
+    fn dial(&mut self, index: usize, addresses: impl IntoIterator<Item = UpstreamAddr>, now: Instant) {
         let Some(setup) = &mut self.setup else { return };
-        let outgoing =
-            self.upstream.and_then(|upstream| self.view.snapshot().target(upstream).outgoing.as_deref());
+        let attempt = &mut setup.attempts[index];
+        let outgoing = self.view.snapshot().target(attempt.upstream).outgoing.as_deref();
         let dial = match outgoing {
-            None => Dial::new(addresses, deadline),
-            Some(outgoing) => Dial::new(addresses.into_iter().filter(|to| may_reach(outgoing, to)), deadline),
+            None => Dial::new(addresses),
+            Some(outgoing) => Dial::new(addresses.into_iter().filter(|to| may_reach(outgoing, to))),
         };
         // Upstreams without an address do not come here.
         if dial.is_empty() {
-            self.fail_upstream(ConnectError::OwnEnd, now);
+            self.fail_attempt(index, ConnectError::OwnEnd, now);
         } else {
-            setup.stage = Stage::Dialing(dial);
-            self.advance_dial(now);
+            attempt.approach = Approach::Dialing(dial);
+            self.advance_dial(index, now);
         }
     }
 
-    pub(super) fn advance_dial(&mut self, now: Instant) {
+    /// Opens the next connection of an attempt if it is time for one.
+    pub(super) fn advance_dial(&mut self, index: usize, now: Instant) {
         let Some(setup) = &mut self.setup else { return };
-        let Stage::Dialing(dial) = &mut setup.stage else { return };
+        let local = setup.answer() == Answer::Socks5;
+        let Some(attempt) = setup.attempts.get_mut(index) else { return };
+        let Approach::Dialing(dial) = &mut attempt.approach else { return };
         match dial.next(now) {
-            Next::Connect(address) => {
-                let attempt = AttemptId(setup.next_attempt);
-                setup.next_attempt = setup.next_attempt.wrapping_add(1);
-                dial.handle_started(attempt, now);
-                let local = setup.answer() == Answer::Socks5;
-                let origin = self.upstream.and_then(|target| origin(&self.view, target, &address));
-                setup.commands.push_back(Command::Connect { attempt, address, local, origin });
+            dial::Next::Connect(address) => {
+                let connection = AttemptId(setup.next_connection);
+                setup.next_connection = setup.next_connection.wrapping_add(1);
+                dial.handle_started(connection, now);
+                let origin = origin(&self.view, attempt.upstream, &address);
+                setup.commands.push_back(Command::Connect { attempt: connection, address, local, origin });
             }
-            Next::Wait => {}
-            Next::Exhausted(error) => self.fail_upstream(error, now),
+            dial::Next::Wait => {}
+            dial::Next::Exhausted(error) => self.fail_attempt(index, error, now),
         }
     }
 
-    /// The upstream that was tried cannot be had: on to the next.
-    pub(super) fn fail_upstream(&mut self, error: ConnectError, now: Instant) {
+    /// A connection of an attempt is open.
+    pub(super) fn reach(
+        &mut self,
+        index: usize,
+        connection: AttemptId,
+        local: Option<SocketAddr>,
+        now: Instant,
+    ) {
+        let Some(setup) = &mut self.setup else { return };
+        let attempt = &mut setup.attempts[index];
+        let others = attempt.connections();
+        setup.commands.extend(others.into_iter().filter(|id| *id != connection).map(Command::Abandon));
+        attempt.approach = Approach::Listening(connection);
+        attempt.reached_at = now;
+        match attempt.commit {
+            Commit::Connect | Commit::Handshake => self.commit(index, connection, local, &[], now),
+            Commit::FirstByte => self.listen(connection, local, now),
+        }
+    }
+
+    /// Tells an attempt's destination what the client has said, so that it may answer.
+    fn listen(&mut self, connection: AttemptId, local: Option<SocketAddr>, now: Instant) {
+        self.answer_success(local);
+        let Some(setup) = &mut self.setup else { return };
+        if setup.replay.is_none() {
+            let (bytes, allowance) = setup.take_first_bytes();
+            setup.replay = Some(Replay { bytes, allowance });
+        }
+        if let Some(replay) = &setup.replay
+            && !replay.bytes.is_empty()
+        {
+            setup.commands.push_back(Command::SendAhead(connection, replay.bytes.clone()));
+        }
+        if setup.client_ended {
+            setup.commands.push_back(Command::EndAhead(connection));
+        }
+        setup.commands.push_back(Command::ReceiveAhead(connection));
+        self.bound_replay(now);
+    }
+
+    /// The client said more while attempts wait for the first byte: all of them are told.
+    pub(super) fn extend_replay(&mut self, now: Instant) {
+        let Some(setup) = &mut self.setup else { return };
+        let Some(replay) = &mut setup.replay else { return };
+        let fresh = replay.take_over(&mut setup.early);
+        if !fresh.is_empty() {
+            for attempt in &setup.attempts {
+                if let Approach::Listening(connection) = attempt.approach {
+                    setup.commands.push_back(Command::SendAhead(connection, fresh.clone()));
+                }
+            }
+        }
+        self.bound_replay(now);
+    }
+
+    /// The client ended its stream while attempts wait for the first byte.
+    pub(super) fn end_replay(&mut self) {
+        let Some(setup) = &mut self.setup else { return };
+        for attempt in &setup.attempts {
+            if let Approach::Listening(connection) = attempt.approach {
+                setup.commands.push_back(Command::EndAhead(connection));
+            }
+        }
+    }
+
+    /// What is not held cannot be said again: the attempt that was first to hear the client wins when there is more.
+    fn bound_replay(&mut self, now: Instant) {
+        let Some(setup) = &mut self.setup else { return };
+        if !setup.replay.as_ref().is_some_and(Replay::is_full) {
+            return;
+        }
+        let listening =
+            setup.attempts.iter().enumerate().find_map(|(index, attempt)| match attempt.approach {
+                Approach::Listening(connection) => Some((index, connection)),
+                Approach::Resolving | Approach::Dialing(_) => None,
+            });
+        if let Some((index, connection)) = listening {
+            self.commit(index, connection, None, &[], now);
+        }
+    }
+
+    /// The destination of an attempt said something ahead of the pump.
+    pub(super) fn hear(&mut self, index: usize, connection: AttemptId, bytes: &[u8], now: Instant) {
+        self.commit(index, connection, None, bytes, now);
+    }
+
+    /// An attempt is lost after its connection was open.
+    pub(super) fn lose(&mut self, connection: AttemptId, error: ConnectError, now: Instant) {
+        if let Some(index) = self.attempt_of(connection) {
+            self.fail_attempt(index, error, now);
+            self.advance(now);
+        }
+    }
+
+    /// One connection of an attempt was not to be had.
+    pub(super) fn fail_connection(
+        &mut self,
+        index: usize,
+        connection: AttemptId,
+        error: ConnectError,
+        now: Instant,
+    ) {
+        let Some(setup) = &mut self.setup else { return };
+        if let Approach::Dialing(dial) = &mut setup.attempts[index].approach {
+            dial.handle_failed(connection, error);
+            self.advance_dial(index, now);
+        }
+    }
+
+    /// Gives up what has taken too long, and goes on with the rest.
+    pub(super) fn expire_attempts(&mut self, now: Instant) {
+        let mut index = 0;
+        while let Some(attempt) = self.setup.as_ref().and_then(|setup| setup.attempts.get(index)) {
+            let count = self.attempt_count();
+            if attempt.is_overdue(now) {
+                self.fail_attempt(index, ConnectError::TimedOut, now);
+            } else {
+                self.advance_dial(index, now);
+            }
+            // One that has failed has left its place to the next.
+            index += usize::from(self.attempt_count() == count);
+        }
+        self.advance(now);
+    }
+
+    fn attempt_count(&self) -> usize {
+        self.setup.as_ref().map_or(0, |setup| setup.attempts.len())
+    }
+
+    pub(super) fn attempt_of(&self, connection: AttemptId) -> Option<usize> {
+        self.setup.as_ref()?.attempts.iter().position(|attempt| attempt.owns(connection))
+    }
+
+    /// The upstream that was tried cannot be had. [`Session::advance`] goes on to the next.
+    pub(super) fn fail_attempt(&mut self, index: usize, error: ConnectError, now: Instant) {
         self.last_error = Some(error);
-        self.abandon_dial();
-        self.release_path(|cell| cell.failed[error.index()].add(1));
-        self.try_next_upstream(now);
+        let Some(setup) = &mut self.setup else { return };
+        let attempt = setup.attempts.remove(index);
+        setup.commands.extend(attempt.connections().into_iter().map(Command::Abandon));
+        setup.dispatch.handle_failed(attempt.branch, now);
+        count(&self.view, &attempt.path, |cell| {
+            cell.active.sub(1);
+            cell.failed[error.index()].add(1);
+        });
+        if self.view.snapshot().log_sessions {
+            self.lost.push(attempt.lost(Some(now), Some(error)));
+        }
+    }
+
+    /// Gives up everything that is being tried; `ended_at` is left out where nobody tells the time.
+    pub(super) fn abandon_attempts(&mut self, ended_at: Option<Instant>) {
+        let Some(setup) = &mut self.setup else { return };
+        for attempt in mem::take(&mut setup.attempts) {
+            setup.commands.extend(attempt.connections().into_iter().map(Command::Abandon));
+            count(&self.view, &attempt.path, |cell| {
+                cell.active.sub(1);
+                cell.abandoned.add(1);
+            });
+            if self.view.snapshot().log_sessions {
+                self.lost.push(attempt.lost(ended_at, None));
+            }
+        }
     }
 
     /// Nobody is left to try.
-    pub(super) fn give_up(&mut self, now: Instant) {
+    fn give_up(&mut self, now: Instant) {
         let (failure, reason) = match self.last_error {
             None => (Failure::NoTarget, CloseReason::NoTarget),
             Some(error) => match error {
@@ -181,40 +389,96 @@ impl Session {
                 ConnectError::NotAllowed => (Failure::NotAllowed, CloseReason::DestinationNotAllowed),
                 ConnectError::NotResolved => (Failure::NotResolved, CloseReason::ResolveFailed),
                 ConnectError::OutOfResources => (Failure::OutOfResources, CloseReason::OutOfResources),
-                ConnectError::Reset | ConnectError::OwnEnd | ConnectError::Other(_) => {
-                    (Failure::General, CloseReason::ConnectFailed)
-                }
+                ConnectError::Reset
+                | ConnectError::Unanswered
+                | ConnectError::ProxyAuthentication
+                | ConnectError::ProxyRefused
+                | ConnectError::ProxyBroken
+                | ConnectError::OwnEnd
+                | ConnectError::Other(_) => (Failure::General, CloseReason::ConnectFailed),
             },
         };
         self.tell_failure(failure, reason, now);
     }
 
-    pub(super) fn commit(&mut self, attempt: AttemptId, local: Option<SocketAddr>, now: Instant) {
-        self.abandon_dial();
+    /// Tells the client that its request is fulfilled, once.
+    fn answer_success(&mut self, local: Option<SocketAddr>) {
+        let Some(setup) = &mut self.setup else { return };
+        if setup.answered == Answered::Yes {
+            return;
+        }
+        let reply = setup.answer().success(local, &mut setup.words);
+        if !reply.is_empty() {
+            setup.answered = Answered::Yes;
+            setup.commands.push_back(Command::Send(Side::Client, reply));
+        }
+    }
+
+    /// An attempt has won; `heard` is what its destination said ahead of the pump.
+    fn commit(
+        &mut self,
+        index: usize,
+        connection: AttemptId,
+        local: Option<SocketAddr>,
+        heard: &[u8],
+        now: Instant,
+    ) {
+        let Some(setup) = &mut self.setup else { return };
+        let winner = setup.attempts.swap_remove(index);
+        setup.dispatch.stop();
+        self.abandon_attempts(Some(now));
+        self.answer_success(local);
         let timeouts = self.view.snapshot().listener(self.listener).timeouts;
         let splicing = self.view.snapshot().splicing;
         let Some(setup) = &mut self.setup else { return };
-        let reply = setup.answer().success(local, &mut setup.words);
-        if !reply.is_empty() {
-            setup.commands.push_back(Command::Send(Side::Client, reply));
+        let (bytes, allowance) = match (setup.replay.take(), winner.commit) {
+            // It has been told all that is known.
+            (Some(replay), Commit::FirstByte) => (replay.bytes.len() as u64, replay.allowance),
+            (Some(replay), Commit::Connect | Commit::Handshake) => {
+                setup.send_first(replay.bytes, replay.allowance)
+            }
+            (None, _) => {
+                let (first, allowance) = setup.take_first_bytes();
+                setup.send_first(first, allowance)
+            }
+        };
+        if !heard.is_empty() {
+            setup.commands.push_back(Command::Send(Side::Client, heard.to_vec().into()));
         }
-        let (first, allowance) = setup.take_first_bytes();
-        let bytes = first.len() as u64;
-        if bytes > 0 {
-            setup.commands.push_back(Command::Send(Side::Upstream, first.into()));
-        } else {
-            setup.reuse(first);
-        }
-        setup.commands.push_back(Command::Pump(attempt));
+        setup.commands.push_back(Command::Pump(connection));
         setup.stage = Stage::Pumping;
         let patience = Patience { idle: timeouts.idle, half_close: timeouts.half_close };
         let mut pumps = Pumps::new(now, patience, splicing, allowance, setup.client_ended);
-        pumps.count_early(bytes);
+        pumps.count_early(Direction::Up, bytes);
+        pumps.count_early(Direction::Down, heard.len() as u64);
         self.pumps = Some(pumps);
-        self.measure_commit(now);
+        self.upstream = Some(winner.upstream);
+        self.measure_commit(&winner);
+        self.path = winner.path;
         self.committed_at = Some(now);
         self.count(|cell| cell.committed.add(1));
         self.count_bytes(Direction::Up, bytes);
+        if !heard.is_empty() {
+            self.measure_first_byte(winner.reached_at, now);
+            self.count_bytes(Direction::Down, heard.len() as u64);
+        }
+    }
+}
+
+/// What makes an attempt win: what the strictest of its groups asks for, or else what its kind of upstream can tell.
+fn commit_of(view: &View, path: &[TargetIndex], upstream: &Upstream) -> Commit {
+    let asked = path.iter().filter_map(|target| match &view.snapshot().target(*target).kind {
+        TargetKind::Group(group) => group.commit,
+        TargetKind::Upstream(_) => None,
+    });
+    asked.max().unwrap_or(match upstream {
+        Upstream::Tcp(_) | Upstream::Unix(_) | Upstream::Direct | Upstream::Reject => Commit::Connect,
+    })
+}
+
+pub(super) fn count(view: &View, path: &[TargetIndex], update: impl Fn(&TargetCell)) {
+    for target in path {
+        update(view.snapshot().target(*target).counters.cell(view.worker()));
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::approach;
+use super::setup::Answered;
 use super::{Command, Farewell, LINGER, MAX_LINGER_BYTES, Session, Stage};
 use crate::account::{TargetCell, WayCell};
 use crate::close::CloseReason;
@@ -14,11 +16,12 @@ impl Session {
     /// Tells the client in its protocol's way that nothing could be reached.
     pub(super) fn tell_failure(&mut self, failure: Failure, reason: CloseReason, now: Instant) {
         let Some(setup) = &self.setup else { return };
-        match setup.answer() {
-            Answer::None => {
+        match (setup.answered, setup.answer()) {
+            // It was told of success, and waits for what it asked for.
+            (Answered::Yes, _) | (Answered::NotYet, Answer::None) => {
                 self.close(Closing { reason, client: Ending::Reset, upstream: Ending::Plain });
             }
-            Answer::Socks5 | Answer::HttpConnect | Answer::HttpPlain => {
+            (Answered::NotYet, Answer::Socks5 | Answer::HttpConnect | Answer::HttpPlain) => {
                 let reply = setup.answer().failure(failure);
                 self.refuse(reply, reason, now);
             }
@@ -29,6 +32,7 @@ impl Session {
     pub(super) fn refuse(&mut self, reply: Cow<'static, [u8]>, reason: CloseReason, now: Instant) {
         let Some(setup) = &mut self.setup else { return };
         setup.early = Vec::new();
+        setup.replay = None;
         if reply.is_empty() {
             self.close(Closing::plain(reason));
             return;
@@ -58,46 +62,21 @@ impl Session {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        self.abandon_dial();
+        self.abandon_attempts(None);
         if let Some(setup) = &mut self.setup {
             setup.stage = Stage::Closed;
         }
-        let committed = self.committed_at.is_some();
-        self.count(|cell| {
-            cell.active.sub(1);
-            if !committed {
-                cell.abandoned.add(1);
-            }
-        });
+        self.count(|cell| cell.active.sub(1));
         let cell = self.listener().counters.cell(self.view.worker());
         cell.active.sub(1);
         cell.closed[closing.reason.index()].add(1);
         self.closing = Some(closing);
     }
-
-    pub(super) fn abandon_dial(&mut self) {
-        let Some(setup) = &mut self.setup else { return };
-        if let Stage::Dialing(dial) = &setup.stage {
-            setup.commands.extend(dial.in_flight().iter().map(|attempt| Command::Abandon(*attempt)));
-            setup.stage = Stage::Choosing;
-        }
-    }
 }
 
 impl Session {
     pub(super) fn count(&self, update: impl Fn(&TargetCell)) {
-        for target in &self.path {
-            update(self.view.snapshot().target(*target).counters.cell(self.view.worker()));
-        }
-    }
-
-    /// What went through `path` is over: its targets count this session no longer.
-    pub(super) fn release_path(&mut self, update: impl Fn(&TargetCell)) {
-        self.count(|cell| {
-            cell.active.sub(1);
-            update(cell);
-        });
-        self.path.clear();
+        approach::count(&self.view, &self.path, update);
     }
 
     pub(super) fn ways(&self) -> &WayCell {

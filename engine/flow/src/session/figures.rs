@@ -1,6 +1,7 @@
 //! What a session measures of itself, for its listener and for the targets it went through.
 
-use super::{FirstByte, Picked, Session};
+use super::attempt::Attempt;
+use super::{FirstByte, Session, approach};
 use crate::histogram::Figure;
 use crate::pump::Direction;
 use crate::time::Instant;
@@ -9,32 +10,32 @@ impl Session {
     /// A target was picked.
     pub(super) fn measure_pick(&mut self, now: Instant) {
         let waited_us = micros(self.accepted_at, now);
-        self.measure_targets(Figure::Dispatch, waited_us);
         let Some(setup) = &mut self.setup else { return };
-        let first_at = match setup.picked {
-            Some(picked) => picked.first_at,
-            None => now,
-        };
-        let is_first = setup.picked.replace(Picked { first_at, last_at: now }).is_none();
+        let is_first = setup.picked_at.is_none();
+        setup.picked_at.get_or_insert(now);
+        if let Some(attempt) = setup.attempts.last() {
+            approach::count(&self.view, &attempt.path, |cell| {
+                cell.histograms.record(Figure::Dispatch, waited_us);
+            });
+        }
         if is_first {
             self.measure_listener(Figure::Dispatch, waited_us);
         }
     }
 
     /// The upstream is open.
-    pub(super) fn measure_commit(&self, now: Instant) {
-        let Some(picked) = self.setup.as_ref().and_then(|setup| setup.picked) else { return };
-        self.measure_listener(Figure::Connect, micros(picked.first_at, now));
-        self.measure_targets(Figure::Connect, micros(picked.last_at, now));
+    pub(super) fn measure_commit(&self, winner: &Attempt) {
+        let picked_at = self.setup.as_ref().and_then(|setup| setup.picked_at).unwrap_or(winner.begun_at);
+        self.measure_listener(Figure::Connect, micros(picked_at, winner.reached_at));
+        let took_us = micros(winner.begun_at, winner.reached_at);
+        approach::count(&self.view, &winner.path, |cell| cell.histograms.record(Figure::Connect, took_us));
     }
 
-    /// The upstream has sent its first byte.
+    /// The upstream, which was open from `reached_at` on, has sent its first byte.
     #[cold]
-    pub(super) fn measure_first_byte(&mut self, now: Instant) {
+    pub(super) fn measure_first_byte(&mut self, reached_at: Instant, now: Instant) {
         self.first_byte = FirstByte::Seen;
-        if let Some(committed_at) = self.committed_at {
-            self.measure(Figure::FirstByte, micros(committed_at, now));
-        }
+        self.measure(Figure::FirstByte, micros(reached_at, now));
     }
 
     /// The session is over. One that never had an upstream is counted by its reason alone: its length would only
@@ -103,6 +104,7 @@ mod tests {
             members: [1, 2].map(|index| Member { target: TargetIndex(index), weight: 1 }).into(),
             attempts: 2,
             attempt_timeout: Duration::from_secs(4),
+            commit: None,
         };
         let listener = Listener {
             name: "in".into(),

@@ -1,8 +1,8 @@
 //! One client connection, from accept to the last byte: every decision of it, and none of its system calls.
 //!
 //! ```text
-//! Handshake -> (Resolving ->) Dialing -> Pumping -> Closed
-//!      \____________\___________\-> Refusing -> Closed
+//! Handshake -> Reaching -> Pumping -> Closed
+//!      \___________\-> Refusing -> Closed
 //! ```
 //!
 //! A driver tells the session what happened (`handle_*`), then carries out its commands until there are none
@@ -11,6 +11,7 @@
 //! [`Session::poll_step`] for each direction instead.
 
 mod approach;
+mod attempt;
 mod end;
 mod figures;
 mod setup;
@@ -20,15 +21,16 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use self::setup::Setup;
+use self::attempt::{Attempt, Losses};
 pub(crate) use self::setup::Spares;
+use self::setup::{Lookup, Setup};
 use crate::close::{CloseReason, ConnectError};
-use crate::dial::{self, AttemptId, Dial, UpstreamAddr};
+use crate::dial::{AttemptId, UpstreamAddr};
 use crate::dispatch::Path;
 use crate::outgoing::{Origin, Outgoing};
 use crate::pump::{Closing, Direction, Ending, Pumps, Side, Step};
-use crate::record::{ClientAddr, Record};
-use crate::resolve::{ResolveError, Resolved};
+use crate::record::{ClientAddr, LostAttempt, Record};
+use crate::resolve::Resolved;
 use crate::snapshot::{Listener, ListenerIndex, Protocol, TargetIndex};
 use crate::time::Instant;
 use crate::view::View;
@@ -64,6 +66,14 @@ pub enum Command {
         /// What is special about the socket; see [`Session::outgoing`].
         origin: Option<Origin>,
     },
+    /// Send these bytes on the connected socket of an attempt, which may never become the session's upstream.
+    SendAhead(AttemptId, Vec<u8>),
+    /// Shut down the writing half of an attempt's socket when everything is sent there.
+    EndAhead(AttemptId),
+    /// Receive once from an attempt's socket; answer with `handle_received_ahead`, `handle_ended_ahead` or
+    /// `handle_failed_ahead`. Still unanswered when the attempt is pumped, it is the pump's first receive: ask for the
+    /// first step of [`Direction::Down`] when [`Command::Pump`] is carried out, and take that receive for it.
+    ReceiveAhead(AttemptId),
     /// Give an attempt up and close its socket. An answer that comes all the same is ignored.
     Abandon(AttemptId),
     /// Resolve a name; answer with `handle_resolved`.
@@ -84,9 +94,11 @@ pub struct Session {
     committed_at: Option<Instant>,
     attempts: u16,
     last_error: Option<ConnectError>,
+    /// The attempts that did not win, where the log wants to know.
+    lost: Losses,
     /// What the client asked for, kept for the log alone.
     destination: Option<Box<Destination>>,
-    /// The targets that count this session as active at the moment; once it has ended, those it went through.
+    /// The targets that the session has gone through, once an attempt has won.
     path: Path,
     /// The upstream that was tried last.
     upstream: Option<TargetIndex>,
@@ -97,12 +109,6 @@ pub struct Session {
     setup: Option<Box<Setup>>,
     pumps: Option<Pumps>,
     first_byte: FirstByte,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Picked {
-    first_at: Instant,
-    last_at: Instant,
 }
 
 /// Whether the upstream has sent anything.
@@ -116,12 +122,8 @@ enum FirstByte {
 enum Stage {
     /// Reading the client's request.
     Handshake { wire: Handshake, deadline: Instant },
-    /// The request is complete; an upstream is being chosen (never seen between two events).
-    Choosing,
-    /// Waiting for the addresses of the destination.
-    Resolving { deadline: Instant },
-    /// Connecting to an upstream.
-    Dialing(Dial),
+    /// The request is complete; upstreams are being tried.
+    Reaching,
     /// The upstream is open.
     Pumping,
     /// A refusal was sent; reading away what the client still sends so that it gets to read it.
@@ -146,7 +148,7 @@ impl Session {
         cell.active.add(1);
         let stage = match Handshake::new(settings.protocol) {
             Some(wire) => Stage::Handshake { wire, deadline: now + settings.timeouts.handshake },
-            None => Stage::Choosing,
+            None => Stage::Reaching,
         };
         let setup = view.spares().take(stage, settings.target);
         let allowed = client.is_allowed(settings.allow.as_deref());
@@ -159,6 +161,7 @@ impl Session {
             committed_at: None,
             attempts: 0,
             last_error: None,
+            lost: Losses::default(),
             destination: None,
             path: Path::new(),
             upstream: None,
@@ -175,7 +178,7 @@ impl Session {
                 upstream: Ending::Plain,
             });
         } else if is_tcp {
-            session.try_next_upstream(now);
+            session.advance(now);
         }
         session
     }
@@ -185,9 +188,7 @@ impl Session {
         let Some(setup) = &self.setup else { return false };
         match setup.stage {
             Stage::Handshake { .. } => true,
-            Stage::Choosing | Stage::Resolving { .. } | Stage::Dialing(_) => {
-                !setup.client_ended && setup.early.len() < MAX_EARLY_BYTES
-            }
+            Stage::Reaching => !setup.client_ended && setup.has_room(),
             Stage::Refusing { .. } => !setup.client_ended,
             Stage::Pumping | Stage::Closed => false,
         }
@@ -201,8 +202,11 @@ impl Session {
                 setup.early.extend_from_slice(bytes);
                 self.advance_handshake(now);
             }
-            Stage::Choosing | Stage::Resolving { .. } | Stage::Dialing(_) => {
+            Stage::Reaching => {
                 setup.early.extend_from_slice(bytes);
+                if setup.replay.is_some() {
+                    self.extend_replay(now);
+                }
             }
             Stage::Refusing { bytes_left, reason, .. } => match bytes_left.checked_sub(bytes.len()) {
                 Some(left) => *bytes_left = left,
@@ -225,7 +229,7 @@ impl Session {
                 self.close(Closing::plain(reason));
             }
             // A client that only ended its own stream still wants the answer.
-            Stage::Choosing | Stage::Resolving { .. } | Stage::Dialing(_) => {}
+            Stage::Reaching => self.end_replay(),
             Stage::Refusing { farewell: Farewell::Sending, .. } | Stage::Pumping | Stage::Closed => {}
         }
     }
@@ -235,9 +239,7 @@ impl Session {
         let Some(setup) = &self.setup else { return };
         let reason = match setup.stage {
             Stage::Refusing { reason, .. } => reason,
-            Stage::Handshake { .. } | Stage::Choosing | Stage::Resolving { .. } | Stage::Dialing(_) => {
-                CloseReason::ClientReset
-            }
+            Stage::Handshake { .. } | Stage::Reaching => CloseReason::ClientReset,
             Stage::Pumping | Stage::Closed => return,
         };
         self.close(Closing::plain(reason));
@@ -257,34 +259,52 @@ impl Session {
 
     /// The addresses of the destination, or why there are none.
     pub fn handle_resolved(&mut self, resolved: Resolved, now: Instant) {
-        let Some(setup) = &mut self.setup else { return };
-        let Stage::Resolving { deadline } = setup.stage else { return };
-        let port = setup.request.as_ref().map_or(0, |request| request.destination.port());
-        match resolved {
-            Ok(addresses) => self.dial_permitted(dial::interleaved(addresses, port), deadline, now),
-            Err(ResolveError::TimedOut) => self.fail_upstream(ConnectError::TimedOut, now),
-            Err(ResolveError::NotFound | ResolveError::Failed) => {
-                self.fail_upstream(ConnectError::NotResolved, now);
-            }
+        let Some(setup) = &self.setup else { return };
+        match (&setup.stage, &setup.lookup) {
+            (Stage::Reaching, Lookup::UnderWay) => self.resolve_attempts(resolved, now),
+            (
+                Stage::Handshake { .. }
+                | Stage::Reaching
+                | Stage::Pumping
+                | Stage::Refusing { .. }
+                | Stage::Closed,
+                Lookup::Idle | Lookup::UnderWay | Lookup::Done(_),
+            ) => {}
         }
     }
 
     /// An attempt is connected; `local` is its socket's own address where that was asked for.
     pub fn handle_connected(&mut self, attempt: AttemptId, local: Option<SocketAddr>, now: Instant) {
-        let Some(setup) = &mut self.setup else { return };
-        let Stage::Dialing(dial) = &mut setup.stage else { return };
-        if dial.handle_ended(attempt) {
-            self.commit(attempt, local, now);
+        if let Some(index) = self.attempt_of(attempt) {
+            self.reach(index, attempt, local, now);
         }
     }
 
     /// An attempt failed.
     pub fn handle_connect_failed(&mut self, attempt: AttemptId, error: ConnectError, now: Instant) {
-        let Some(setup) = &mut self.setup else { return };
-        let Stage::Dialing(dial) = &mut setup.stage else { return };
-        if dial.handle_failed(attempt, error) {
-            self.advance_dial(now);
+        if let Some(index) = self.attempt_of(attempt) {
+            self.fail_connection(index, attempt, error, now);
+            self.advance(now);
         }
+    }
+
+    /// An attempt's destination sent these bytes ahead of the pump, as [`Command::ReceiveAhead`] asked.
+    pub fn handle_received_ahead(&mut self, attempt: AttemptId, bytes: &[u8], now: Instant) {
+        if let Some(index) = self.attempt_of(attempt) {
+            self.hear(index, attempt, bytes, now);
+        }
+    }
+
+    /// An attempt's destination ended its stream ahead of the pump, instead of what [`Command::ReceiveAhead`] asked
+    /// for.
+    pub fn handle_ended_ahead(&mut self, attempt: AttemptId, now: Instant) {
+        self.lose(attempt, ConnectError::Unanswered, now);
+    }
+
+    /// Receiving from an attempt's destination failed ahead of the pump. That a send ahead of it failed is not told:
+    /// the receive that is under way then fails as well.
+    pub fn handle_failed_ahead(&mut self, attempt: AttemptId, now: Instant) {
+        self.lose(attempt, ConnectError::Reset, now);
     }
 
     /// The moment of [`Session::poll_timeout`] has come. Harmless when it has not.
@@ -300,17 +320,12 @@ impl Session {
             Stage::Handshake { deadline, .. } if now >= *deadline => {
                 self.close(Closing::plain(CloseReason::HandshakeTimeout));
             }
-            Stage::Resolving { deadline } if now >= *deadline => {
-                self.fail_upstream(ConnectError::TimedOut, now);
-            }
-            Stage::Dialing(dial) if dial.is_overdue(now) => self.fail_upstream(ConnectError::TimedOut, now),
-            Stage::Dialing(_) => self.advance_dial(now),
+            Stage::Reaching => self.expire_attempts(now),
             Stage::Refusing { reason, deadline, .. } if now >= *deadline => {
                 let reason = *reason;
                 self.close(Closing::plain(reason));
             }
-            Stage::Handshake { .. } | Stage::Resolving { .. } | Stage::Refusing { .. } => {}
-            Stage::Choosing | Stage::Pumping | Stage::Closed => {}
+            Stage::Handshake { .. } | Stage::Refusing { .. } | Stage::Pumping | Stage::Closed => {}
         }
     }
 
@@ -330,12 +345,14 @@ impl Session {
         if let Some(pumps) = &self.pumps {
             return Some(pumps.poll_timeout());
         }
-        match &self.setup.as_ref()?.stage {
-            Stage::Handshake { deadline, .. }
-            | Stage::Resolving { deadline }
-            | Stage::Refusing { deadline, .. } => Some(*deadline),
-            Stage::Dialing(dial) => Some(dial.poll_timeout()),
-            Stage::Choosing | Stage::Pumping | Stage::Closed => None,
+        let setup = self.setup.as_ref()?;
+        match &setup.stage {
+            Stage::Handshake { deadline, .. } | Stage::Refusing { deadline, .. } => Some(*deadline),
+            Stage::Reaching => {
+                let attempts = setup.attempts.iter().map(Attempt::poll_timeout);
+                attempts.chain(setup.dispatch.poll_timeout(&self.view)).min()
+            }
+            Stage::Pumping | Stage::Closed => None,
         }
     }
 
@@ -377,7 +394,7 @@ impl Session {
     /// The source of a direction gave `bytes` bytes, at least 1.
     pub fn handle_received(&mut self, direction: Direction, bytes: usize, now: Instant) {
         if direction == Direction::Down && self.first_byte == FirstByte::Awaited {
-            self.measure_first_byte(now);
+            self.measure_first_byte(self.committed_at.unwrap_or(now), now);
         }
         if let Some(pumps) = &mut self.pumps {
             let is_piped = pumps.is_piping(direction);
@@ -454,6 +471,16 @@ impl Session {
             destination: self.destination.as_deref(),
             attempts: self.attempts,
             last_error: self.last_error,
+            lost: self
+                .lost
+                .list()
+                .iter()
+                .map(move |lost| LostAttempt {
+                    target: &snapshot.target(lost.upstream).name,
+                    took: lost.ended_at.unwrap_or(now).since(lost.begun_at),
+                    error: lost.error,
+                })
+                .collect(),
             bytes_up: self.delivered(Direction::Up),
             bytes_down: self.delivered(Direction::Down),
             setup: self.committed_at.map(|committed| committed.since(self.accepted_at)),

@@ -4,10 +4,16 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::mem;
+use std::net::SocketAddr;
 
-use super::{Command, Picked, Stage};
+use smallvec::SmallVec;
+
+use super::attempt::Attempt;
+use super::{Command, MAX_EARLY_BYTES, Stage};
 use crate::dispatch::Dispatch;
+use crate::pump::Side;
 use crate::snapshot::TargetIndex;
+use crate::time::Instant;
 use crate::wire::{Answer, Body, Request};
 
 /// How many are kept for sessions to come: more than a turn of a worker brings.
@@ -28,9 +34,55 @@ pub(super) struct Setup {
     /// None before it is complete, and for ever on a plain `tcp` listener.
     pub(super) request: Option<Request>,
     pub(super) dispatch: Dispatch,
-    /// When the first target was picked, and the one that is tried now.
-    pub(super) picked: Option<Picked>,
-    pub(super) next_attempt: u16,
+    /// What is being tried.
+    pub(super) attempts: SmallVec<[Attempt; 1]>,
+    /// When the first target was picked.
+    pub(super) picked_at: Option<Instant>,
+    pub(super) next_connection: u16,
+    pub(super) lookup: Lookup,
+    /// What attempts that wait for the first byte have been told; none while there are none.
+    pub(super) replay: Option<Replay>,
+    pub(super) answered: Answered,
+}
+
+/// The addresses of the destination, which all attempts share.
+#[derive(Debug)]
+pub(super) enum Lookup {
+    Idle,
+    UnderWay,
+    Done(Vec<SocketAddr>),
+}
+
+/// Whether the client was told of success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answered {
+    NotYet,
+    Yes,
+}
+
+/// What the client said, kept to be said again to another upstream.
+#[derive(Debug)]
+pub(super) struct Replay {
+    pub(super) bytes: Vec<u8>,
+    /// How much more of what the client sends may be forwarded.
+    pub(super) allowance: u64,
+}
+
+impl Replay {
+    /// Takes over what may be forwarded of what came, and returns it.
+    pub(super) fn take_over(&mut self, early: &mut Vec<u8>) -> Vec<u8> {
+        early.truncate(usize::try_from(self.allowance).unwrap_or(usize::MAX));
+        if self.allowance != u64::MAX {
+            self.allowance -= early.len() as u64;
+        }
+        self.bytes.extend_from_slice(early);
+        mem::take(early)
+    }
+
+    /// Whether there may be more to be forwarded than can be held.
+    pub(super) fn is_full(&self) -> bool {
+        self.allowance > 0 && self.bytes.len() >= MAX_EARLY_BYTES
+    }
 }
 
 /// Setups that no session needs any more.
@@ -49,8 +101,12 @@ impl Spares {
             client_ended: false,
             request: None,
             dispatch: Dispatch::new(target),
-            picked: None,
-            next_attempt: 0,
+            attempts: SmallVec::new(),
+            picked_at: None,
+            next_connection: 0,
+            lookup: Lookup::Idle,
+            replay: None,
+            answered: Answered::NotYet,
         };
         match self.0.borrow_mut().pop() {
             Some(mut spare) => {
@@ -71,6 +127,8 @@ impl Spares {
         // What it knew of its session goes now, not when the next one comes.
         setup.stage = Stage::Closed;
         setup.request = None;
+        setup.replay = None;
+        setup.attempts.clear();
         setup.commands.clear();
         setup.early.clear();
         if setup.early.capacity() > MAX_SPARE_BYTES {
@@ -104,6 +162,23 @@ impl Setup {
         }
         first.append(&mut self.early);
         (first, allowance)
+    }
+
+    /// Has the upstream that has won told what the client said, ahead of what may follow; returns how much that is.
+    pub(super) fn send_first(&mut self, first: Vec<u8>, allowance: u64) -> (u64, u64) {
+        let bytes = first.len() as u64;
+        if bytes > 0 {
+            self.commands.push_back(Command::Send(Side::Upstream, first.into()));
+        } else {
+            self.reuse(first);
+        }
+        (bytes, allowance)
+    }
+
+    /// Whether more of what the client says can be held.
+    pub(super) fn has_room(&self) -> bool {
+        let held = self.replay.as_ref().map_or(0, |replay| replay.bytes.len()) + self.early.len();
+        held < MAX_EARLY_BYTES
     }
 
     /// Takes memory back that was handed out, where there is none in its place.
