@@ -7,7 +7,8 @@ use std::sync::Arc;
 use ringweir_flow::account::{ListenerCounters, TargetCounters};
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::snapshot::{
-    Bind, Health, Listener, ListenerIndex, Snapshot, Target, TargetIndex, TargetKind, Upstream,
+    Bind, FirstHop, Health, Hop, Listener, ListenerIndex, Route, Snapshot, Target, TargetIndex, TargetKind,
+    Upstream,
 };
 
 use crate::bind::OpenBind;
@@ -112,16 +113,42 @@ fn open_binds(config: &Config, binds: &[OpenBind]) -> Vec<Bind> {
 fn kind(target: &model::Target, knowledge: &Knowledge) -> TargetKind {
     match &target.kind {
         model::TargetKind::Group(group) => TargetKind::Group(group.clone()),
-        model::TargetKind::Upstream(upstream) => TargetKind::Upstream(match &upstream.endpoint {
-            Endpoint::Address(address) => Upstream::Tcp([*address].into()),
-            Endpoint::Name(..) => {
-                let addresses = knowledge.addresses.get(&target.name);
-                Upstream::Tcp(addresses.map(Vec::as_slice).unwrap_or_default().into())
-            }
-            Endpoint::Unix(path) => Upstream::Unix(Arc::clone(path)),
-            Endpoint::Direct => Upstream::Direct,
-            Endpoint::Reject => Upstream::Reject,
-        }),
+        model::TargetKind::Upstream(upstream) => {
+            let first = upstream.via.first().map(|via| (&via.name, &via.endpoint));
+            let (name, endpoint) = first.unwrap_or((&target.name, &upstream.endpoint));
+            let reached = reached(name, endpoint, knowledge);
+            TargetKind::Upstream(over_proxies(reached, upstream.hops().into()))
+        }
+    }
+}
+
+/// What is connected to, as far as it is known where that is.
+fn reached(name: &Arc<str>, endpoint: &Endpoint, knowledge: &Knowledge) -> Upstream {
+    match endpoint {
+        Endpoint::Address(address) => Upstream::Tcp([*address].into()),
+        Endpoint::Name(..) => {
+            let addresses = knowledge.addresses.get(name);
+            Upstream::Tcp(addresses.map(Vec::as_slice).unwrap_or_default().into())
+        }
+        Endpoint::Unix(path) => Upstream::Unix(Arc::clone(path)),
+        Endpoint::Direct => Upstream::Direct,
+        Endpoint::Reject => Upstream::Reject,
+    }
+}
+
+fn over_proxies(reached: Upstream, hops: Box<[Hop]>) -> Upstream {
+    match reached {
+        Upstream::Tcp(addresses) if !hops.is_empty() => {
+            Upstream::Proxied(Arc::new(Route { first: FirstHop::Tcp(addresses), hops }))
+        }
+        Upstream::Unix(path) if !hops.is_empty() => {
+            Upstream::Proxied(Arc::new(Route { first: FirstHop::Unix(path), hops }))
+        }
+        plain @ (Upstream::Tcp(_)
+        | Upstream::Unix(_)
+        | Upstream::Direct
+        | Upstream::Reject
+        | Upstream::Proxied(_)) => plain,
     }
 }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringweir_flow::outgoing::Outgoing;
-use ringweir_flow::snapshot::Health;
+use ringweir_flow::snapshot::{Health, Hop, Towards};
+use ringweir_flow::wire::client::{Introduction, Step};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -139,17 +141,20 @@ async fn probe(
     known: &mut Vec<SocketAddr>,
 ) -> Result<(), String> {
     let outgoing = upstream.outgoing.as_deref();
-    match &upstream.endpoint {
-        Endpoint::Address(address) => connect_tcp(&[*address], outgoing, limit).await,
+    let hops: Vec<Hop> =
+        upstream.hops().into_iter().filter(|hop| matches!(hop.towards, Towards::Fixed(_))).collect();
+    let endpoint = upstream.via.first().map_or(&upstream.endpoint, |via| &via.endpoint);
+    match endpoint {
+        Endpoint::Address(address) => connect_tcp(&[*address], outgoing, &hops, limit).await,
         Endpoint::Name(name, port) => {
             match names.lookup(name).await {
                 Ok(found) => *known = found.addresses.iter().map(|ip| SocketAddr::new(*ip, *port)).collect(),
                 Err(error) if known.is_empty() => return Err(error.to_string()),
                 Err(_) => {}
             }
-            connect_tcp(known, outgoing, limit).await
+            connect_tcp(known, outgoing, &hops, limit).await
         }
-        Endpoint::Unix(path) => within(limit, connect_unix(path)).await,
+        Endpoint::Unix(path) => within(limit, connect_unix(path, &hops)).await,
         // The configuration gives no check to these.
         Endpoint::Direct | Endpoint::Reject => Ok(()),
     }
@@ -158,6 +163,7 @@ async fn probe(
 async fn connect_tcp(
     addresses: &[SocketAddr],
     outgoing: Option<&Outgoing>,
+    hops: &[Hop],
     limit: Duration,
 ) -> Result<(), String> {
     let mut last = match addresses {
@@ -168,9 +174,12 @@ async fn connect_tcp(
     let addresses: Vec<_> = addresses.iter().copied().filter(reached).collect();
     let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
     for address in addresses {
-        let connect = connect_one(address, outgoing);
-        match within(share, connect).await {
-            Ok(_) => return Ok(()),
+        let reach = async {
+            let mut stream = connect_one(address, outgoing).await?;
+            pass(&mut stream, hops).await
+        };
+        match within(share, reach).await {
+            Ok(()) => return Ok(()),
             Err(error) => last = format!("{address}: {error}"),
         }
     }
@@ -195,13 +204,41 @@ async fn within<T>(limit: Duration, attempt: impl Future<Output = Result<T, Stri
     timeout(limit, attempt).await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
 }
 
+/// Gets past the proxies on the way.
+async fn pass(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), hops: &[Hop]) -> Result<(), String> {
+    let (mut received, mut out) = (Vec::new(), Vec::new());
+    for (number, hop) in (1..).zip(hops) {
+        let of_proxy = |error: &dyn std::fmt::Display| format!("proxy {number} of {}: {error}", hops.len());
+        // Such hops lead to a fixed place.
+        let Some(mut introduction) = Introduction::new(hop, None) else { continue };
+        loop {
+            let progress = introduction.advance(&received, &mut out);
+            received.drain(..progress.consumed);
+            stream.write_all(&out).await.map_err(|error| of_proxy(&error))?;
+            out.clear();
+            match progress.step {
+                Step::Done => break,
+                Step::Failed(error) => return Err(of_proxy(&error)),
+                Step::Incomplete => {
+                    let bytes = stream.read_buf(&mut received).await.map_err(|error| of_proxy(&error))?;
+                    if bytes == 0 {
+                        return Err(of_proxy(&"ended without an answer"));
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(unix)]
-async fn connect_unix(path: &std::path::Path) -> Result<(), String> {
-    tokio::net::UnixStream::connect(path).await.map(drop).map_err(|error| error.to_string())
+async fn connect_unix(path: &std::path::Path, hops: &[Hop]) -> Result<(), String> {
+    let connected = tokio::net::UnixStream::connect(path).await;
+    pass(&mut connected.map_err(|error| error.to_string())?, hops).await
 }
 
 #[cfg(not(unix))]
-async fn connect_unix(_path: &std::path::Path) -> Result<(), String> {
+async fn connect_unix(_path: &std::path::Path, _hops: &[Hop]) -> Result<(), String> {
     Err("Unix sockets are not to be had here".to_owned())
 }
 

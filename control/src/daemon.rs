@@ -549,7 +549,10 @@ impl Daemon {
             } else {
                 self.knowledge.health.remove(&target.name);
             }
-            if let Endpoint::Name(host, port) = &upstream.endpoint {
+            // What a proxy leads to is the proxy's to find.
+            if let Endpoint::Name(host, port) = &upstream.endpoint
+                && upstream.via.is_empty()
+            {
                 let watch = watches.remove(&target.name).filter(|watch| watch.is_same(host, *port));
                 let watch = watch.unwrap_or_else(|| {
                     let (names, locations) = (Arc::clone(&self.names), self.locations.clone());

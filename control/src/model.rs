@@ -10,10 +10,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::reach::Reach;
-use ringweir_flow::snapshot::{Group, Protocol, TargetIndex, Timeouts};
+use ringweir_flow::snapshot::{Group, Hop, Protocol, ProxyProtocol, TargetIndex, Timeouts, Towards};
 use ringweir_flow::users::Users;
 use ringweir_flow::way::Splicing;
-use ringweir_flow::wire::HostName;
+use ringweir_flow::wire::client::Credentials;
+use ringweir_flow::wire::{Destination, HostName};
 use ringweir_socket::Listening;
 use zeroize::Zeroizing;
 
@@ -283,10 +284,58 @@ pub enum TargetKind {
 pub struct Upstream {
     /// Where it leads.
     pub endpoint: Endpoint,
+    /// What is spoken there, if it is a proxy that leads on to where the client wants to go.
+    pub proxy: Option<Proxy>,
+    /// The proxies on the way there, the one that is connected to first.
+    pub via: Vec<Via>,
     /// How its health is found out, if at all.
     pub check: Option<Arc<Check>>,
     /// What is special about the connections to it, if anything is.
     pub outgoing: Option<Arc<Outgoing>>,
+}
+
+impl Upstream {
+    /// Whether a client must have said where it wants to go.
+    pub fn needs_destination(&self) -> bool {
+        self.endpoint == Endpoint::Direct || self.proxy.is_some()
+    }
+
+    /// What each proxy on the way is asked for.
+    pub fn hops(&self) -> Vec<Hop> {
+        let fixed = self
+            .via
+            .iter()
+            .map(|via| &via.proxy)
+            .zip(self.via.iter().skip(1).map(|via| &via.endpoint).chain([&self.endpoint]));
+        let fixed = fixed.filter_map(|(proxy, next)| Some(proxy.hop(Towards::Fixed(next.destination()?))));
+        fixed.chain(self.proxy.iter().map(|proxy| proxy.hop(Towards::Client))).collect()
+    }
+}
+
+/// A proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// What it speaks.
+    pub protocol: ProxyProtocol,
+    /// What it is told of who asks.
+    pub credentials: Option<Arc<Credentials>>,
+}
+
+impl Proxy {
+    fn hop(&self, towards: Towards) -> Hop {
+        Hop { protocol: self.protocol, credentials: self.credentials.clone(), towards }
+    }
+}
+
+/// A proxy on the way to another upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Via {
+    /// The name of the upstream that it is.
+    pub name: Arc<str>,
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// What it speaks.
+    pub proxy: Proxy,
 }
 
 /// Where an upstream leads.
@@ -302,6 +351,17 @@ pub enum Endpoint {
     Direct,
     /// Nowhere.
     Reject,
+}
+
+impl Endpoint {
+    /// As a proxy is asked for it; `None` for what no proxy can reach.
+    pub fn destination(&self) -> Option<Destination> {
+        match self {
+            Endpoint::Address(address) => Some(Destination::Address(*address)),
+            Endpoint::Name(host, port) => Some(Destination::Name(host.clone(), *port)),
+            Endpoint::Unix(_) | Endpoint::Direct | Endpoint::Reject => None,
+        }
+    }
 }
 
 impl fmt::Display for Endpoint {

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 use ringweir_flow::account::{ListenerCell, ListenerCounters, TargetCell};
 use ringweir_flow::close::{CloseReason, ConnectError};
-use ringweir_flow::snapshot::{Policy, Protocol, Snapshot, TargetKind, Upstream};
+use ringweir_flow::snapshot::{FirstHop, Policy, Protocol, Snapshot, TargetKind, Towards, Upstream};
 use ringweir_flow::way::Refusal;
 use serde::{Deserialize, Serialize};
 
@@ -231,23 +232,37 @@ pub(crate) fn targets(snapshot: &Snapshot) -> Vec<TargetStatus> {
 
 fn describe(snapshot: &Snapshot, kind: &TargetKind) -> (&'static str, String, Vec<String>) {
     match kind {
-        TargetKind::Upstream(Upstream::Tcp(addresses)) => {
-            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-            (
-                "tcp",
-                if addresses.is_empty() { "not resolved".to_owned() } else { addresses.join(" ") },
-                vec![],
-            )
-        }
+        TargetKind::Upstream(Upstream::Tcp(addresses)) => ("tcp", addresses_text(addresses), vec![]),
         TargetKind::Upstream(Upstream::Unix(path)) => ("unix", format!("unix:{}", path.display()), vec![]),
         TargetKind::Upstream(Upstream::Direct) => ("direct", String::new(), vec![]),
         TargetKind::Upstream(Upstream::Reject) => ("reject", String::new(), vec![]),
+        TargetKind::Upstream(Upstream::Proxied(route)) => {
+            // What it is follows from where its last proxy leads; the text tells the whole way.
+            let first = match &route.first {
+                FirstHop::Tcp(addresses) => addresses_text(addresses),
+                FirstHop::Unix(path) => format!("unix:{}", path.display()),
+            };
+            let mut way = first;
+            let mut kind = "tcp";
+            for hop in &route.hops {
+                match &hop.towards {
+                    Towards::Fixed(next) => way.push_str(&format!(" -> {next}")),
+                    Towards::Client => kind = hop.protocol.as_str(),
+                }
+            }
+            (kind, way, vec![])
+        }
         TargetKind::Group(group) => {
             let members =
                 group.members.iter().map(|member| snapshot.target(member.target).name.to_string()).collect();
             ("group", policy_name(group.policy).to_owned(), members)
         }
     }
+}
+
+fn addresses_text(addresses: &[SocketAddr]) -> String {
+    let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    if addresses.is_empty() { "not resolved".to_owned() } else { addresses.join(" ") }
 }
 
 /// The word for a protocol in configurations.

@@ -18,6 +18,7 @@ mod http;
 mod lifecycle;
 mod names;
 mod policies;
+mod proxies;
 mod relay;
 mod reload;
 mod reset;

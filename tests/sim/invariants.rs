@@ -196,7 +196,9 @@ impl Witness {
                 );
                 Ok(())
             }
-            Some(Upstream::Reject) | None => Err(format!("{address:?} was dialled for no upstream")),
+            Some(Upstream::Reject | Upstream::Proxied(_)) | None => {
+                Err(format!("{address:?} was dialled for no upstream"))
+            }
         }
     }
 
@@ -455,7 +457,14 @@ impl Witness {
                 truth.push(ConnectError::NotResolved);
             }
             (Upstream::Direct, _) if !self.candidates().is_empty() => truth.push(ConnectError::NotAllowed),
-            (Upstream::Direct | Upstream::Tcp(_) | Upstream::Unix(_) | Upstream::Reject, _) => {}
+            (
+                Upstream::Direct
+                | Upstream::Tcp(_)
+                | Upstream::Unix(_)
+                | Upstream::Reject
+                | Upstream::Proxied(_),
+                _,
+            ) => {}
         }
         truth
     }

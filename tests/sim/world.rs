@@ -299,6 +299,9 @@ pub(crate) fn has_address(upstream: &Upstream, address: &UpstreamAddr) -> bool {
     match (upstream, address) {
         (Upstream::Tcp(addresses), UpstreamAddr::Tcp(address)) => addresses.contains(address),
         (Upstream::Unix(path), UpstreamAddr::Unix(other)) => path == other,
-        (Upstream::Tcp(_) | Upstream::Unix(_) | Upstream::Direct | Upstream::Reject, _) => false,
+        (
+            Upstream::Tcp(_) | Upstream::Unix(_) | Upstream::Direct | Upstream::Reject | Upstream::Proxied(_),
+            _,
+        ) => false,
     }
 }

@@ -4,13 +4,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::snapshot::{Group, MAX_NESTING, Member, TargetIndex};
 
 use super::diagnostic::did_you_mean;
 use super::listeners::RawListener;
 use super::reader::Node;
 use super::targets::{Declared, DeclaredGroup, DeclaredKind};
-use crate::model::{Check, Endpoint, Target, TargetKind, Upstream};
+use crate::model::{Check, Endpoint, Target, TargetKind, Upstream, Via};
+
+/// How many proxies may follow each other: each costs a round trip, and nobody has named a use for more.
+const MAX_CHAIN: usize = 8;
 
 /// How many members one session may try unless configured otherwise.
 const MOST_DEFAULT_ATTEMPTS: usize = 8;
@@ -31,24 +35,23 @@ impl Graph {
         find(node, |name| self.names.get(name).copied(), self.names.keys().map(|name| &**name))
     }
 
-    /// The names from a target to a `direct` upstream that it may be dispatched to, if there is one.
-    pub(crate) fn path_to_direct(&self, from: TargetIndex) -> Option<Vec<&str>> {
+    /// The names from a target to an upstream that needs a destination, and that it may be dispatched to, if there is
+    /// one.
+    pub(crate) fn path_to_destination(&self, from: TargetIndex) -> Option<Vec<&str>> {
         let mut seen = vec![false; self.targets.len()];
-        self.search_direct(from, &mut seen)
+        self.search(from, &mut seen)
     }
 
-    fn search_direct(&self, from: TargetIndex, seen: &mut [bool]) -> Option<Vec<&str>> {
+    fn search(&self, from: TargetIndex, seen: &mut [bool]) -> Option<Vec<&str>> {
         let at = from.0 as usize;
         if std::mem::replace(&mut seen[at], true) {
             return None;
         }
         let target = &self.targets[at];
         match &target.kind {
-            TargetKind::Upstream(upstream) => {
-                (upstream.endpoint == Endpoint::Direct).then(|| vec![&*target.name])
-            }
+            TargetKind::Upstream(upstream) => upstream.needs_destination().then(|| vec![&*target.name]),
             TargetKind::Group(group) => group.members.iter().find_map(|member| {
-                let mut path = self.search_direct(member.target, seen)?;
+                let mut path = self.search(member.target, seen)?;
                 path.insert(0, &target.name);
                 Some(path)
             }),
@@ -66,7 +69,7 @@ pub(crate) fn build(declared: Vec<Declared<'_>>, listeners: &[RawListener<'_>]) 
     for (name, endpoint) in BUILT_IN {
         if !names.contains_key(name) && is_named(name, &declared, listeners) {
             names.insert(name.into(), TargetIndex((declared.len() + built_in.len()) as u32));
-            let upstream = Upstream { endpoint, check: None, outgoing: None };
+            let upstream = Upstream { endpoint, proxy: None, via: Vec::new(), check: None, outgoing: None };
             built_in.push(Target { name: name.into(), kind: TargetKind::Upstream(upstream) });
         }
     }
@@ -81,7 +84,11 @@ pub(crate) fn build(declared: Vec<Declared<'_>>, listeners: &[RawListener<'_>]) 
         .iter()
         .zip(&edges)
         .zip(checks)
-        .map(|((target, edges), check)| finish(target, edges, check, &declared))
+        .enumerate()
+        .map(|(index, ((target, edges), check))| {
+            let via = via(index, &declared, &names);
+            finish(target, edges, check, via, &declared)
+        })
         .collect();
     targets.extend(built_in);
     Graph { targets, names }
@@ -135,17 +142,75 @@ fn find<'n>(
     found
 }
 
+/// The proxies on the way to an upstream, the one that is connected to first, and what is special about connections to
+/// each.
+fn via(
+    index: usize,
+    declared: &[Declared<'_>],
+    names: &HashMap<Arc<str>, TargetIndex>,
+) -> Vec<(Via, Option<Arc<Outgoing>>)> {
+    let mut way = Vec::new();
+    let mut path = vec![index];
+    let mut at = index;
+    while let Some(node) = &declared[at].via {
+        // What is wrong further on is reported there.
+        let is_own = at == index;
+        let lookup = |name: &str| names.get(name).copied();
+        let name = if node.is_string() { node.string() } else { None };
+        let is_built_in = name.is_some_and(|name| BUILT_IN.iter().any(|(known, _)| *known == name));
+        let found = match name {
+            // It stands behind everything that is declared.
+            _ if is_built_in => Some(TargetIndex(u32::MAX)),
+            _ if is_own => find(node, lookup, names.keys().map(|name| &**name)),
+            name => name.and_then(lookup),
+        };
+        let Some(target) = found else { break };
+        let next = declared.get(target.0 as usize);
+        let Some((next, proxy, endpoint)) = next.and_then(|next| match (&next.kind, &next.proxy) {
+            (DeclaredKind::Upstream(endpoint), Some(proxy)) => Some((next, proxy, endpoint)),
+            (DeclaredKind::Upstream(_) | DeclaredKind::Group(_), _) => None,
+        }) else {
+            if is_own {
+                let hint = "it takes an upstream of kind \"socks5\" or \"http\"".to_owned();
+                node.report("names no proxy", Some(hint));
+            }
+            break;
+        };
+        at = target.0 as usize;
+        if path.contains(&at) {
+            if at == index && path.iter().min() == Some(&index) {
+                let names: Vec<&str> = path.iter().chain([&at]).map(|at| declared[*at].name).collect();
+                declared[index].node.report(format!("via is a cycle: {}", names.join(" -> ")), None);
+            }
+            break;
+        }
+        if way.len() == MAX_CHAIN {
+            node.report(format!("leads over more than {MAX_CHAIN} proxies"), None);
+            break;
+        }
+        path.push(at);
+        let via = Via { name: next.name.into(), endpoint: endpoint.clone(), proxy: proxy.clone() };
+        way.push((via, next.outgoing.clone()));
+    }
+    way.reverse();
+    way
+}
+
 fn finish(
     target: &Declared<'_>,
     edges: &[Edge<'_, '_>],
     check: Option<Arc<Check>>,
+    via: Vec<(Via, Option<Arc<Outgoing>>)>,
     declared: &[Declared<'_>],
 ) -> Target {
     let kind = match &target.kind {
         DeclaredKind::Upstream(endpoint) => TargetKind::Upstream(Upstream {
             endpoint: endpoint.clone(),
+            proxy: target.proxy.clone(),
             check,
-            outgoing: target.outgoing.clone(),
+            // Of the connection that is made, whomever it is to.
+            outgoing: via.first().map_or(&target.outgoing, |(_, outgoing)| outgoing).clone(),
+            via: via.into_iter().map(|(via, _)| via).collect(),
         }),
         DeclaredKind::Group(group) => TargetKind::Group(finish_group(group, edges, declared)),
     };

@@ -163,13 +163,14 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph) -> Listener {
 }
 
 fn report_no_destination(raw: &RawListener<'_>, target: Option<TargetIndex>, graph: &Graph) {
-    let (Some(node), Some(path)) = (&raw.target, target.and_then(|target| graph.path_to_direct(target)))
+    let (Some(node), Some(path)) = (&raw.target, target.and_then(|target| graph.path_to_destination(target)))
     else {
         return;
     };
+    let last = path.last().unwrap_or(&"direct");
     let way = if path.len() > 1 { format!(" ({})", path.join(" -> ")) } else { String::new() };
     node.report(
-        format!("leads to direct{way}, and clients of a tcp listener name no destination"),
+        format!("leads to {last}{way}, and clients of a tcp listener name no destination"),
         Some("protocol = \"mixed\" understands SOCKS5 and HTTP clients, which do".to_owned()),
     );
 }

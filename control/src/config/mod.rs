@@ -68,7 +68,7 @@ pub fn parse(text: &str, file: &str, folder: &Path) -> Result<Config, ConfigErro
 fn config(root: &Table<'_>, folder: &Path) -> Config {
     let (timeouts, drain) = sections::timeouts(root);
     let checks = targets::checks(root);
-    let declared = targets::declared(root, &checks);
+    let declared = targets::declared(root, &checks, folder);
     let raw = listeners::read(root, timeouts, folder);
     let graph = graph::build(declared, &raw);
     let listeners = listeners::judge(raw, &graph);

@@ -37,8 +37,21 @@ pub(crate) const LISTENER: &[&str] = &[
     "backlog",
 ];
 pub(crate) const LISTENER_TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close"];
-pub(crate) const UPSTREAM: &[&str] =
-    &["kind", "address", "weight", "check", "source", "interface", "mark", "keepalive", "mptcp"];
+pub(crate) const UPSTREAM: &[&str] = &[
+    "kind",
+    "address",
+    "weight",
+    "check",
+    "source",
+    "interface",
+    "mark",
+    "keepalive",
+    "mptcp",
+    "user",
+    "password",
+    "password_file",
+    "via",
+];
 pub(crate) const KEEPALIVE: &[&str] = &["idle", "interval", "count"];
 pub(crate) const GROUP: &[&str] =
     &["policy", "members", "weight", "attempts", "attempt_timeout", "check", "commit", "stagger", "parallel"];

@@ -86,6 +86,17 @@ fn credentials(name: &str, password: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// The first line of a file.
+pub(crate) fn password_file(node: &Node<'_>, folder: &Path) -> Option<Zeroizing<String>> {
+    let (text, file) = read(node, folder)?;
+    let line = text.lines().next().unwrap_or_default();
+    if line.is_empty() {
+        node.report(format!("{file} has no password in its first line"), None);
+        return None;
+    }
+    Some(Zeroizing::new(line.to_owned()))
+}
+
 fn read(node: &Node<'_>, folder: &Path) -> Option<(Zeroizing<String>, String)> {
     let path = folder.join(node.string()?);
     let file = path.display().to_string();

@@ -28,7 +28,7 @@ const LONGEST_DEFERRAL: Duration = Duration::from_secs(300);
 const LONGEST_QUEUE: u32 = 65_535;
 
 /// The keys that only TCP has a meaning for.
-const UPSTREAM_KEYS: &[&str] = &["source", "interface", "mark", "keepalive", "mptcp"];
+pub(super) const UPSTREAM_KEYS: &[&str] = &["source", "interface", "mark", "keepalive", "mptcp"];
 const LISTENER_KEYS: &[&str] = &["interface", "keepalive", "mptcp", "fast_open", "defer_accept"];
 
 /// The keys of options that only Linux has.

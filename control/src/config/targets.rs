@@ -2,17 +2,20 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ringweir_flow::outgoing::Outgoing;
-use ringweir_flow::snapshot::{Commit, MAX_WEIGHT, Policy};
+use ringweir_flow::snapshot::{Commit, MAX_WEIGHT, Policy, ProxyProtocol};
+use ringweir_flow::wire::client::Credentials;
+use zeroize::Zeroizing;
 
 use super::address::parse_endpoint;
 use super::diagnostic::did_you_mean;
 use super::reader::{Node, Table};
-use super::{schema, sockets};
-use crate::model::{Check, Endpoint};
+use super::{schema, secrets, sockets};
+use crate::model::{Check, Endpoint, Proxy};
 
 /// The longest name: names stand in every log line and metric.
 const MAX_NAME_BYTES: usize = 128;
@@ -52,6 +55,9 @@ pub(crate) struct Declared<'a> {
     pub(crate) weight: u32,
     pub(crate) check: Option<Arc<Check>>,
     pub(crate) outgoing: Option<Arc<Outgoing>>,
+    pub(crate) proxy: Option<Proxy>,
+    /// The upstream whose connections it goes through.
+    pub(crate) via: Option<Node<'a>>,
     pub(crate) kind: DeclaredKind<'a>,
 }
 
@@ -105,10 +111,10 @@ fn schedule(node: &Node<'_>) -> Vec<Duration> {
 }
 
 /// Every upstream and group, in the order of the text.
-pub(crate) fn declared<'a>(root: &Table<'a>, checks: &Checks<'_>) -> Vec<Declared<'a>> {
+pub(crate) fn declared<'a>(root: &Table<'a>, checks: &Checks<'_>, folder: &Path) -> Vec<Declared<'a>> {
     let mut all = Vec::new();
     for (name, node) in root.get("upstream").and_then(|node| node.named()).unwrap_or_default() {
-        all.extend(upstream(name, node, checks));
+        all.extend(upstream(name, node, checks, folder));
     }
     for (name, node) in root.get("group").and_then(|node| node.named()).unwrap_or_default() {
         all.extend(group(name, node, checks));
@@ -130,13 +136,21 @@ enum Kind {
     Unix,
     Direct,
     Reject,
+    Socks5,
+    Http,
 }
 
-fn upstream<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Declared<'a>> {
+fn upstream<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>, folder: &Path) -> Option<Declared<'a>> {
     is_name(name, &node);
     let table = node.table(schema::UPSTREAM)?;
-    let kinds =
-        [("tcp", Kind::Tcp), ("unix", Kind::Unix), ("direct", Kind::Direct), ("reject", Kind::Reject)];
+    let kinds = [
+        ("tcp", Kind::Tcp),
+        ("unix", Kind::Unix),
+        ("direct", Kind::Direct),
+        ("reject", Kind::Reject),
+        ("socks5", Kind::Socks5),
+        ("http", Kind::Http),
+    ];
     let kind = table.get("kind").map(|node| node.choice(&kinds));
     let endpoint = match kind {
         // Reported already; what follows would only be guesses.
@@ -159,8 +173,69 @@ fn upstream<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<De
         );
     }
     let outgoing = endpoint.as_ref().and_then(|endpoint| sockets::outgoing(&table, endpoint));
+    let proxy = proxy(&table, kind.flatten(), folder);
+    let via = via(&table, endpoint.as_ref());
     let kind = DeclaredKind::Upstream(endpoint.unwrap_or(Endpoint::Reject));
-    Some(Declared { name, weight: weight(&table), check, outgoing: outgoing.map(Arc::new), kind, node })
+    let (weight, outgoing) = (weight(&table), outgoing.map(Arc::new));
+    Some(Declared { name, weight, check, outgoing, proxy, via, kind, node })
+}
+
+/// What is spoken to an upstream that is a proxy.
+fn proxy(table: &Table<'_>, kind: Option<Kind>, folder: &Path) -> Option<Proxy> {
+    let protocol = match kind {
+        Some(Kind::Socks5) => ProxyProtocol::Socks5,
+        Some(Kind::Http) => ProxyProtocol::Http,
+        Some(Kind::Tcp | Kind::Unix | Kind::Direct | Kind::Reject) | None => {
+            for key in ["user", "password", "password_file"] {
+                if let Some(node) = table.get(key) {
+                    node.report("has a meaning for kind = \"socks5\" and \"http\" alone", None);
+                }
+            }
+            return None;
+        }
+    };
+    let user = table.get("user");
+    let password = match (table.get("password"), table.get("password_file")) {
+        (Some(_), Some(file)) => {
+            file.report("is given beside a password: one of them is enough", None);
+            None
+        }
+        (Some(node), None) => node.string().map(|text| Zeroizing::new(text.to_owned())),
+        (None, Some(file)) => secrets::password_file(&file, folder),
+        (None, None) => {
+            if let Some(user) = &user {
+                user.report("has no password", Some("add password or password_file".to_owned()));
+            }
+            None
+        }
+    };
+    let credentials = match (user, password) {
+        (None, Some(_)) => {
+            table.report("has a password and no user", None);
+            None
+        }
+        (Some(node), Some(password)) => node.parsed(|user| Credentials::new(user, &password)),
+        (Some(_) | None, None) => None,
+    };
+    Some(Proxy { protocol, credentials: credentials.map(Arc::new) })
+}
+
+/// The upstream whose connections this one goes through.
+fn via<'a>(table: &Table<'a>, endpoint: Option<&Endpoint>) -> Option<Node<'a>> {
+    let via = table.get("via")?;
+    match endpoint {
+        Some(Endpoint::Unix(_) | Endpoint::Direct | Endpoint::Reject) => {
+            via.report("has no meaning here: only an address or a name can be reached through a proxy", None);
+        }
+        Some(Endpoint::Address(_) | Endpoint::Name(..)) | None => {}
+    }
+    for key in sockets::UPSTREAM_KEYS {
+        if let Some(node) = table.get(key) {
+            let hint = "say it there".to_owned();
+            node.report("has no meaning here: the connection is made to the upstream of via", Some(hint));
+        }
+    }
+    Some(via)
 }
 
 fn endpoint(table: &Table<'_>, kind: Option<Kind>) -> Option<Endpoint> {
@@ -216,6 +291,8 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
         weight: weight(&table),
         check: check_of(&table, checks),
         outgoing: None,
+        proxy: None,
+        via: None,
         kind,
         node,
     })

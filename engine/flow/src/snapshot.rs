@@ -13,6 +13,8 @@ use crate::outgoing::{Keepalive, Outgoing};
 use crate::reach::Reach;
 use crate::users::Users;
 use crate::way::Splicing;
+use crate::wire::Destination;
+use crate::wire::client::Credentials;
 
 /// How deep groups may nest. A deeper configuration is a mistake, and a session's path stays small.
 pub const MAX_NESTING: usize = 8;
@@ -169,6 +171,65 @@ pub enum Upstream {
     Direct,
     /// Refuses every session.
     Reject,
+    /// Through one proxy or several.
+    Proxied(Arc<Route>),
+}
+
+/// A way over proxies.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The first proxy, which is connected to.
+    pub first: FirstHop,
+    /// What each proxy is asked for, from the first one on; at least one.
+    pub hops: Box<[Hop]>,
+}
+
+/// Where a way over proxies begins.
+#[derive(Clone, Debug)]
+pub enum FirstHop {
+    /// As [`Upstream::Tcp`].
+    Tcp(Arc<[SocketAddr]>),
+    /// As [`Upstream::Unix`].
+    Unix(Arc<Path>),
+}
+
+/// A proxy, and what it is asked for.
+#[derive(Clone, Debug)]
+pub struct Hop {
+    /// What it speaks.
+    pub protocol: ProxyProtocol,
+    /// What it is told of who asks.
+    pub credentials: Option<Arc<Credentials>>,
+    /// Where it is to lead.
+    pub towards: Towards,
+}
+
+/// What a proxy speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProxyProtocol {
+    /// SOCKS version 5 (RFC 1928).
+    Socks5,
+    /// HTTP/1.1 CONNECT (RFC 9110, section 9.3.6).
+    Http,
+}
+
+impl ProxyProtocol {
+    /// The word used in configurations.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ProxyProtocol::Socks5 => "socks5",
+            ProxyProtocol::Http => "http",
+        }
+    }
+}
+
+/// Where a proxy is to lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Towards {
+    /// Where the client wants to go.
+    Client,
+    /// To the next proxy, or to the endpoint of the upstream.
+    Fixed(Destination),
 }
 
 /// A policy over targets.

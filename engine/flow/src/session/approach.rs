@@ -3,6 +3,7 @@
 use std::mem;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
@@ -16,7 +17,7 @@ use crate::dispatch::{self, Choice};
 use crate::outgoing::{Origin, Outgoing};
 use crate::pump::{Direction, Patience, Pumps, Side};
 use crate::resolve::{ResolveError, Resolved};
-use crate::snapshot::{Commit, TargetIndex, TargetKind, Upstream};
+use crate::snapshot::{Commit, FirstHop, Route, TargetIndex, TargetKind, Towards, Upstream};
 use crate::time::Instant;
 use crate::view::View;
 use crate::wire::{self, Answer, Destination, Failure, Request};
@@ -106,6 +107,7 @@ impl Session {
                 self.dial(index, addresses.iter().map(|address| UpstreamAddr::Tcp(*address)), now);
             }
             Upstream::Unix(path) => self.dial(index, [UpstreamAddr::Unix(path.clone())], now),
+            Upstream::Proxied(route) => self.approach_proxy(index, route, now),
             Upstream::Direct => match setup.request.as_ref().map(|request| &request.destination) {
                 Some(Destination::Address(address)) => {
                     let address = *address;
@@ -129,6 +131,30 @@ impl Session {
                 self.abandon_attempts(Some(now));
                 self.tell_failure(Failure::Rejected, CloseReason::Rejected, now);
             }
+        }
+    }
+
+    fn approach_proxy(&mut self, index: usize, route: &Route, now: Instant) {
+        let Some(setup) = &self.setup else { return };
+        let asked = setup.request.as_ref().map(|request| &request.destination);
+        let leads_anywhere = route.hops.iter().any(|hop| hop.towards == Towards::Client);
+        let reach = &self.view.snapshot().listener(self.listener).reach;
+        let is_allowed = match asked {
+            // What a name stands for is the proxy's to know.
+            Some(Destination::Name(..)) => true,
+            Some(Destination::Address(address)) => reach.permits(address.ip()) || !leads_anywhere,
+            // Control refuses a configuration in which a plain tcp listener leads to such a proxy.
+            None => !leads_anywhere,
+        };
+        match &route.first {
+            _ if !is_allowed => self.fail_attempt(index, ConnectError::NotAllowed, now),
+            FirstHop::Tcp(addresses) if addresses.is_empty() => {
+                self.fail_attempt(index, ConnectError::NotResolved, now);
+            }
+            FirstHop::Tcp(addresses) => {
+                self.dial(index, addresses.iter().map(|address| UpstreamAddr::Tcp(*address)), now);
+            }
+            FirstHop::Unix(path) => self.dial(index, [UpstreamAddr::Unix(path.clone())], now),
         }
     }
 
@@ -225,11 +251,38 @@ impl Session {
         let attempt = &mut setup.attempts[index];
         let others = attempt.connections();
         setup.commands.extend(others.into_iter().filter(|id| *id != connection).map(Command::Abandon));
+        let (upstream, commit) = (attempt.upstream, attempt.commit);
+        match &self.view.snapshot().target(upstream).kind {
+            TargetKind::Upstream(Upstream::Proxied(route)) => {
+                let route = Arc::clone(route);
+                self.introduce(index, connection, local, route, now);
+            }
+            TargetKind::Upstream(
+                Upstream::Tcp(_) | Upstream::Unix(_) | Upstream::Direct | Upstream::Reject,
+            )
+            | TargetKind::Group(_) => self.open(index, connection, local, &[], commit, now),
+        }
+    }
+
+    /// The way of an attempt to its destination is open; `heard` is what came that way already.
+    pub(super) fn open(
+        &mut self,
+        index: usize,
+        connection: AttemptId,
+        local: Option<SocketAddr>,
+        heard: &[u8],
+        commit: Commit,
+        now: Instant,
+    ) {
+        let Some(setup) = &mut self.setup else { return };
+        let attempt = &mut setup.attempts[index];
         attempt.approach = Approach::Listening(connection);
         attempt.reached_at = now;
-        match attempt.commit {
-            Commit::Connect | Commit::Handshake => self.commit(index, connection, local, &[], now),
-            Commit::FirstByte => self.listen(connection, local, now),
+        match commit {
+            Commit::FirstByte if heard.is_empty() => self.listen(connection, local, now),
+            Commit::Connect | Commit::Handshake | Commit::FirstByte => {
+                self.commit(index, connection, local, heard, now);
+            }
         }
     }
 
@@ -287,16 +340,24 @@ impl Session {
         let listening =
             setup.attempts.iter().enumerate().find_map(|(index, attempt)| match attempt.approach {
                 Approach::Listening(connection) => Some((index, connection)),
-                Approach::Resolving | Approach::Dialing(_) => None,
+                Approach::Resolving | Approach::Dialing(_) | Approach::Introducing(_) => None,
             });
         if let Some((index, connection)) = listening {
             self.commit(index, connection, None, &[], now);
         }
     }
 
-    /// The destination of an attempt said something ahead of the pump.
+    /// An attempt's destination, or a proxy on the way to it, said something ahead of the pump.
     pub(super) fn hear(&mut self, index: usize, connection: AttemptId, bytes: &[u8], now: Instant) {
-        self.commit(index, connection, None, bytes, now);
+        let Some(setup) = &mut self.setup else { return };
+        match &mut setup.attempts[index].approach {
+            Approach::Introducing(introducing) => {
+                introducing.received.extend_from_slice(bytes);
+                self.advance_introduction(index, now);
+            }
+            Approach::Listening(_) => self.commit(index, connection, None, bytes, now),
+            Approach::Resolving | Approach::Dialing(_) => {}
+        }
     }
 
     /// An attempt is lost after its connection was open.
@@ -473,6 +534,7 @@ fn commit_of(view: &View, path: &[TargetIndex], upstream: &Upstream) -> Commit {
     });
     asked.max().unwrap_or(match upstream {
         Upstream::Tcp(_) | Upstream::Unix(_) | Upstream::Direct | Upstream::Reject => Commit::Connect,
+        Upstream::Proxied(_) => Commit::Handshake,
     })
 }
 

@@ -1,12 +1,16 @@
 //! One try to reach one upstream on behalf of a session, from the pick until it has won or failed.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use crate::close::ConnectError;
 use crate::dial::{AttemptId, Dial};
 use crate::dispatch::{Branch, Choice, Path};
-use crate::snapshot::{Commit, TargetIndex};
+use crate::snapshot::{Commit, Route, TargetIndex};
 use crate::time::Instant;
+use crate::wire::client::Introduction;
 
 /// One try.
 #[derive(Debug)]
@@ -35,8 +39,24 @@ pub(super) enum Approach {
     Resolving,
     /// Connects.
     Dialing(Dial),
+    /// Speaks to proxies.
+    Introducing(Box<Introducing>),
     /// Has been told what the client said, and waits for the destination's first byte.
     Listening(AttemptId),
+}
+
+/// A connection to a proxy that does not pass bytes on yet.
+#[derive(Debug)]
+pub(super) struct Introducing {
+    pub(super) connection: AttemptId,
+    /// The connection's own address, where it is wanted.
+    pub(super) local: Option<SocketAddr>,
+    pub(super) route: Arc<Route>,
+    /// Which of its hops is being asked.
+    pub(super) hop: usize,
+    pub(super) introduction: Introduction,
+    /// What the proxy has sent and is not done with.
+    pub(super) received: Vec<u8>,
 }
 
 impl Attempt {
@@ -59,6 +79,7 @@ impl Attempt {
         match &self.approach {
             Approach::Resolving => false,
             Approach::Dialing(dial) => dial.in_flight().contains(&connection),
+            Approach::Introducing(introducing) => introducing.connection == connection,
             Approach::Listening(own) => *own == connection,
         }
     }
@@ -68,6 +89,7 @@ impl Attempt {
         match &self.approach {
             Approach::Resolving => SmallVec::new(),
             Approach::Dialing(dial) => SmallVec::from_slice(dial.in_flight()),
+            Approach::Introducing(introducing) => SmallVec::from_slice(&[introducing.connection]),
             Approach::Listening(connection) => SmallVec::from_slice(&[*connection]),
         }
     }
@@ -80,7 +102,7 @@ impl Attempt {
     pub(super) fn poll_timeout(&self) -> Instant {
         let next_address = match &self.approach {
             Approach::Dialing(dial) => dial.poll_timeout(),
-            Approach::Resolving | Approach::Listening(_) => None,
+            Approach::Resolving | Approach::Introducing(_) | Approach::Listening(_) => None,
         };
         next_address.map_or(self.limit(), |next| next.min(self.limit()))
     }
@@ -93,7 +115,7 @@ impl Attempt {
     fn limit(&self) -> Instant {
         match &self.approach {
             Approach::Resolving | Approach::Dialing(_) => self.connect_by,
-            Approach::Listening(_) => self.deadline,
+            Approach::Introducing(_) | Approach::Listening(_) => self.deadline,
         }
     }
 }

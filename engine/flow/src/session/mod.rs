@@ -14,6 +14,7 @@ mod approach;
 mod attempt;
 mod end;
 mod figures;
+mod introduce;
 mod setup;
 
 use std::borrow::Cow;
@@ -277,6 +278,7 @@ impl Session {
     pub fn handle_connected(&mut self, attempt: AttemptId, local: Option<SocketAddr>, now: Instant) {
         if let Some(index) = self.attempt_of(attempt) {
             self.reach(index, attempt, local, now);
+            self.advance(now);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The wire protocols, as state machines over bytes: fed slices in any split, they never read past them, never
 //! panic on what a peer sends, and hold no more than their named bound.
 
+pub mod client;
 pub mod handshake;
 pub mod http;
 pub mod mixed;
