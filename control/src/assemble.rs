@@ -77,6 +77,8 @@ pub(crate) fn assemble(
             kind: kind(target, knowledge),
             health: health(config, knowledge, TargetIndex(index)),
             outgoing: outgoing(target),
+            watch: None,
+            trial: None,
             counters: Arc::clone(
                 knowledge
                     .counters
@@ -177,8 +179,11 @@ fn health(config: &Config, knowledge: &Knowledge, index: TargetIndex) -> Health 
             .min_by_key(|health| match health {
                 Health::Up => 0,
                 Health::Unknown => 1,
-                Health::Draining => 2,
-                Health::Down => 3,
+                Health::Trial => 2,
+                Health::Ejected => 3,
+                Health::Draining => 4,
+                Health::Disabled => 5,
+                Health::Down => 6,
             })
             .unwrap_or(Health::Down),
     }

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringweir_flow::health::{Judgement, Verdict, VerdictTerms};
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::snapshot::{Health, Hop, Towards};
+use ringweir_flow::time::Instant;
 use ringweir_flow::wire::client::{Introduction, Step};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -65,7 +67,9 @@ pub(crate) fn start(
 ) -> Running {
     let probed = upstream.clone();
     let task = tokio::spawn(async move {
-        let mut verdict = Verdict::new(check.fall, check.rise);
+        let origin = tokio::time::Instant::now();
+        let terms = VerdictTerms { fall: check.fall, rise: check.rise, double_check: check.double_check };
+        let mut verdict = Verdict::new(terms);
         let mut step = 0;
         // Name servers that are silent do not make a target that answers sick: the last addresses are probed then.
         let mut addresses = Vec::new();
@@ -76,61 +80,26 @@ pub(crate) fn start(
                 let _permit = probes.acquire().await;
                 probe(&probed, check.timeout, &names, &mut addresses).await
             };
-            let changed = verdict.handle(result.is_ok());
+            let judgement = verdict.handle(result.is_ok(), moment(origin));
+            if judgement == Judgement::Doubted {
+                continue;
+            }
             let finding = Finding {
                 target: Arc::clone(&target),
                 error: result.err(),
                 took: begun.elapsed(),
-                health: verdict.health,
+                health: verdict.health(),
             };
             if findings.send(finding).await.is_err() {
                 return;
             }
             // After a change the schedule starts again: news wants to be confirmed soon.
-            step = if changed { 0 } else { step + 1 };
+            step = if judgement == Judgement::Changed { 0 } else { step + 1 };
             let wait = check.schedule[step.min(check.schedule.len() - 1)];
             sleep(jittered(wait)).await;
         }
     });
     Running { upstream, task }
-}
-
-/// Counts results in a row.
-#[derive(Debug)]
-struct Verdict {
-    health: Health,
-    /// Results against the present health, in a row.
-    against: u32,
-    fall: u32,
-    rise: u32,
-}
-
-impl Verdict {
-    fn new(fall: u32, rise: u32) -> Verdict {
-        Verdict { health: Health::Unknown, against: 0, fall, rise }
-    }
-
-    /// Takes a result; true when the health has changed by it.
-    fn handle(&mut self, is_success: bool) -> bool {
-        let (opposite, needed) = match (self.health, is_success) {
-            (Health::Up, true) | (Health::Down, false) => {
-                self.against = 0;
-                return false;
-            }
-            (Health::Up, false) => (Health::Down, self.fall),
-            (Health::Down, true) => (Health::Up, self.rise),
-            // Nothing is known: a first success is believed, failures must be as many as ever.
-            (Health::Unknown | Health::Draining, true) => (Health::Up, 1),
-            (Health::Unknown | Health::Draining, false) => (Health::Down, self.fall),
-        };
-        self.against += 1;
-        if self.against < needed {
-            return false;
-        }
-        self.health = opposite;
-        self.against = 0;
-        true
-    }
 }
 
 /// Connects and closes. All addresses of a name are tried, each for its share of the time.
@@ -242,6 +211,11 @@ async fn connect_unix(_path: &std::path::Path, _hops: &[Hop]) -> Result<(), Stri
     Err("Unix sockets are not to be had here".to_owned())
 }
 
+/// The time as state machines are told it.
+fn moment(origin: tokio::time::Instant) -> Instant {
+    Instant::ZERO + origin.elapsed()
+}
+
 fn jittered(wait: Duration) -> Duration {
     wait.mul_f64(1.0 - JITTER + 2.0 * JITTER * fastrand::f64())
 }
@@ -249,29 +223,6 @@ fn jittered(wait: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn health_changes_after_as_many_results_in_a_row() {
-        let mut verdict = Verdict::new(2, 3);
-        assert!(verdict.handle(true));
-        assert_eq!(verdict.health, Health::Up);
-        assert!(!verdict.handle(false));
-        assert!(!verdict.handle(true), "not in a row");
-        assert!(!verdict.handle(false));
-        assert!(verdict.handle(false));
-        assert_eq!(verdict.health, Health::Down);
-        assert!(!verdict.handle(true) && !verdict.handle(true) && verdict.handle(true));
-        assert_eq!(verdict.health, Health::Up);
-    }
-
-    #[test]
-    fn what_never_answered_goes_down_after_fall_failures() {
-        let mut verdict = Verdict::new(2, 1);
-        assert!(!verdict.handle(false));
-        assert_eq!(verdict.health, Health::Unknown);
-        assert!(verdict.handle(false));
-        assert_eq!(verdict.health, Health::Down);
-    }
 
     #[test]
     fn waits_stay_within_the_jitter() {

@@ -389,6 +389,8 @@ pub struct Check {
     pub fall: u32,
     /// After how many successes in a row the target is up.
     pub rise: u32,
+    /// Whether a failure counts only when the probe is repeated at once and fails again.
+    pub double_check: bool,
 }
 
 #[cfg(test)]

@@ -102,6 +102,8 @@ impl World {
             kind: kind.clone(),
             health,
             outgoing: None,
+            watch: None,
+            trial: None,
             counters: Arc::clone(counters),
         });
         Arc::new(Snapshot {

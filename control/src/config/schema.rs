@@ -55,7 +55,7 @@ pub(crate) const UPSTREAM: &[&str] = &[
 pub(crate) const KEEPALIVE: &[&str] = &["idle", "interval", "count"];
 pub(crate) const GROUP: &[&str] =
     &["policy", "members", "weight", "attempts", "attempt_timeout", "check", "commit", "stagger", "parallel"];
-pub(crate) const CHECK: &[&str] = &["kind", "schedule", "timeout", "fall", "rise"];
+pub(crate) const CHECK: &[&str] = &["kind", "schedule", "timeout", "fall", "rise", "double_check"];
 
 /// Every key path that a configuration may have, with `*` where a name of the user's choosing stands.
 pub fn known_keys() -> Vec<String> {

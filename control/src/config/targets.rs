@@ -99,6 +99,7 @@ fn check(name: &str, node: &Node<'_>) -> Option<Check> {
         timeout: table.get("timeout").and_then(|node| node.duration()).unwrap_or(DEFAULT_PROBE),
         fall: in_a_row("fall", 2),
         rise: in_a_row("rise", 1),
+        double_check: table.get("double_check").and_then(|node| node.boolean()).unwrap_or(false),
     })
 }
 

@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::close::{CloseReason, ConnectError};
+use crate::health::OutcomeCell;
 use crate::histogram::Histograms;
 use crate::snapshot::WorkerIndex;
 use crate::way::Refusal;
@@ -87,6 +88,8 @@ pub struct TargetCell {
     pub failed: [Counter; ConnectError::KINDS],
     /// Sessions that the upstream reset in mid-flow.
     pub resets: Counter,
+    /// What sessions met there, for passive health.
+    pub outcomes: OutcomeCell,
     /// Bytes from clients to this target.
     pub bytes_up: Counter,
     /// Bytes from this target to clients.

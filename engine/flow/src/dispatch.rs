@@ -95,7 +95,7 @@ impl Dispatch {
     pub fn next(&mut self, view: &View, now: Instant, connect: Duration) -> Next {
         if let Root::Fresh(target) = self.root {
             self.root = Root::Spent;
-            if view.snapshot().target(target).health.is_available() {
+            if view.snapshot().target(target).is_available() && view.snapshot().target(target).admit() {
                 let entered = self.enter(view, target, Branch(None), None);
                 self.root = if entered.is_none() { Root::Group } else { Root::Alone };
                 if let Some(upstream) = entered {
@@ -245,13 +245,17 @@ impl Frame {
         if self.attempts_left == 0 || self.deadline.is_some_and(|deadline| now >= deadline) {
             return None;
         }
-        let member = view.pick(self.group, group, |index| {
-            let target = view.snapshot().target(group.members[index].target);
-            target.health.is_available() && !self.tried.contains(index)
-        })?;
-        self.attempts_left -= 1;
-        self.tried.insert(member);
-        Some(member)
+        let target = |index: usize| view.snapshot().target(group.members[index].target);
+        loop {
+            let may = |index| target(index).is_available() && !self.tried.contains(index);
+            let member = view.pick(self.group, group, may)?;
+            self.tried.insert(member);
+            // Of two workers that pick a target on trial, one gets it.
+            if target(member).admit() {
+                self.attempts_left -= 1;
+                return Some(member);
+            }
+        }
     }
 }
 
@@ -293,7 +297,7 @@ mod tests {
 
     fn target(kind: TargetKind, health: Health) -> Target {
         let counters = Arc::new(TargetCounters::new(1));
-        Target { name: "x".into(), kind, health, outgoing: None, counters }
+        Target { name: "x".into(), kind, health, outgoing: None, watch: None, trial: None, counters }
     }
 
     fn group(members: &[u32], attempts: u32, seconds: u64) -> Target {

@@ -14,6 +14,7 @@ pub mod account;
 pub mod close;
 pub mod dial;
 pub mod dispatch;
+pub mod health;
 pub mod histogram;
 pub mod outgoing;
 pub mod pick;

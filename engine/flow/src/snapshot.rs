@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::account::{ListenerCounters, TargetCounters};
+use crate::health::{Trial, Watch};
 use crate::outgoing::{Keepalive, Outgoing};
 use crate::reach::Reach;
 use crate::users::Users;
@@ -147,8 +148,24 @@ pub struct Target {
     pub health: Health,
     /// What is special about the connections to an upstream, if anything is.
     pub outgoing: Option<Arc<Outgoing>>,
+    /// How what real sessions meet there is watched, if it is.
+    pub watch: Option<Arc<Watch>>,
+    /// The trial of [`Health::Trial`].
+    pub trial: Option<Arc<Trial>>,
     /// Its counters, kept across snapshots.
     pub counters: Arc<TargetCounters>,
+}
+
+impl Target {
+    /// Whether new sessions may go there; one on trial takes only the first, which [`Target::admit`] tells.
+    pub fn is_available(&self) -> bool {
+        self.health.is_available() && self.trial.as_ref().is_none_or(|trial| trial.is_open())
+    }
+
+    /// Takes the one place of a target that is on trial. To be called once for a target that was picked.
+    pub fn admit(&self) -> bool {
+        self.trial.as_ref().is_none_or(|trial| trial.take())
+    }
 }
 
 /// Upstream or group.
@@ -323,14 +340,20 @@ pub enum Health {
     Down,
     /// Not picked at the operator's word; running sessions go on.
     Draining,
+    /// Neither picked nor probed, at the operator's word.
+    Disabled,
+    /// Not picked for a time, for what real sessions met there.
+    Ejected,
+    /// Picked by one session, which shows whether it is sound again.
+    Trial,
 }
 
 impl Health {
     /// Whether new sessions may go there.
     pub const fn is_available(self) -> bool {
         match self {
-            Health::Unknown | Health::Up => true,
-            Health::Down | Health::Draining => false,
+            Health::Unknown | Health::Up | Health::Trial => true,
+            Health::Down | Health::Draining | Health::Disabled | Health::Ejected => false,
         }
     }
 
@@ -341,6 +364,9 @@ impl Health {
             Health::Up => "up",
             Health::Down => "down",
             Health::Draining => "draining",
+            Health::Disabled => "disabled",
+            Health::Ejected => "ejected",
+            Health::Trial => "trial",
         }
     }
 }

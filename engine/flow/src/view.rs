@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::health::{Outcome, Outcomes};
 use crate::pick::{self, Memory};
 use crate::session::Spares;
 use crate::snapshot::{Group, Snapshot, TargetIndex, TargetKind, WorkerIndex};
@@ -86,6 +87,14 @@ impl View {
         let turn = &mut turns[index][usize::from(is_v4)];
         *turn = turn.wrapping_add(1);
         *turn
+    }
+
+    /// A session of this worker met this at an upstream: counted, and told to control when it is too much.
+    pub fn handle_outcome(&self, target: TargetIndex, outcome: Outcome) {
+        let target = self.snapshot.target(target);
+        let Some(watch) = &target.watch else { return };
+        let in_a_row = Outcomes::of(&target.counters).record(self.worker, outcome);
+        watch.handle(in_a_row, target.trial.as_deref(), outcome);
     }
 
     /// Picks a member of the group at `index` among those for which `may` holds.

@@ -153,6 +153,8 @@ impl World {
             kind: TargetKind::Upstream(self.upstream.clone()),
             health: Health::Up,
             outgoing: None,
+            watch: None,
+            trial: None,
             counters: Arc::clone(&self.target),
         };
         Snapshot {

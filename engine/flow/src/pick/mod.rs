@@ -60,6 +60,8 @@ pub(crate) mod tests {
             kind,
             health: Health::Up,
             outgoing: None,
+            watch: None,
+            trial: None,
             counters: Arc::new(TargetCounters::new(2)),
         };
         let members: Arc<[Member]> = (0u32..)

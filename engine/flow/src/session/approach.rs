@@ -14,6 +14,7 @@ use crate::account::TargetCell;
 use crate::close::{CloseReason, ConnectError};
 use crate::dial::{self, AttemptId, Dial, UpstreamAddr};
 use crate::dispatch::{self, Choice};
+use crate::health::Outcome;
 use crate::outgoing::{Origin, Outgoing};
 use crate::pump::{Direction, Patience, Pumps, Side};
 use crate::resolve::{ResolveError, Resolved};
@@ -278,6 +279,7 @@ impl Session {
         let attempt = &mut setup.attempts[index];
         attempt.approach = Approach::Listening(connection);
         attempt.reached_at = now;
+        self.view.handle_outcome(attempt.upstream, Outcome::Connected);
         match commit {
             Commit::FirstByte if heard.is_empty() => self.listen(connection, local, now),
             Commit::Connect | Commit::Handshake | Commit::FirstByte => {
@@ -414,6 +416,7 @@ impl Session {
         let attempt = setup.attempts.remove(index);
         setup.commands.extend(attempt.connections().into_iter().map(Command::Abandon));
         setup.dispatch.handle_failed(attempt.branch, now);
+        self.view.handle_outcome(attempt.upstream, attempt.outcome_of(error));
         count(&self.view, &attempt.path, |cell| {
             cell.active.sub(1);
             cell.failed[error.index()].add(1);
@@ -432,6 +435,7 @@ impl Session {
                 cell.active.sub(1);
                 cell.abandoned.add(1);
             });
+            self.view.handle_outcome(attempt.upstream, Outcome::Abandoned);
             if self.view.snapshot().log_sessions {
                 self.lost.push(attempt.lost(ended_at, None));
             }

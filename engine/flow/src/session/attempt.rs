@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use crate::close::ConnectError;
 use crate::dial::{AttemptId, Dial};
 use crate::dispatch::{Branch, Choice, Path};
+use crate::health::Outcome;
 use crate::snapshot::{Commit, Route, TargetIndex};
 use crate::time::Instant;
 use crate::wire::client::Introduction;
@@ -105,6 +106,28 @@ impl Attempt {
             Approach::Resolving | Approach::Introducing(_) | Approach::Listening(_) => None,
         };
         next_address.map_or(self.limit(), |next| next.min(self.limit()))
+    }
+
+    /// What a failure says of the upstream.
+    pub(super) fn outcome_of(&self, error: ConnectError) -> Outcome {
+        match (&self.approach, error) {
+            (Approach::Listening(_), ConnectError::TimedOut) => Outcome::FirstByteTimeout,
+            (Approach::Listening(_), ConnectError::Reset | ConnectError::Unanswered) => {
+                Outcome::ResetBeforeFirstByte
+            }
+            // The proxy's word on the destination, which the client has chosen.
+            (
+                Approach::Introducing(_),
+                ConnectError::Refused | ConnectError::HostUnreachable | ConnectError::NetworkUnreachable,
+            ) => Outcome::Abandoned,
+            (
+                Approach::Listening(_)
+                | Approach::Introducing(_)
+                | Approach::Dialing(_)
+                | Approach::Resolving,
+                error,
+            ) => Outcome::of_failure(error),
+        }
     }
 
     /// What the log is to say of it.

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 
 use super::approach;
 use super::setup::Answered;
-use super::{Command, Farewell, LINGER, MAX_LINGER_BYTES, Session, Stage};
+use super::{Command, Farewell, FirstByte, LINGER, MAX_LINGER_BYTES, Session, Stage};
 use crate::account::{TargetCell, WayCell};
 use crate::close::CloseReason;
+use crate::health::Outcome;
 use crate::pump::{Closing, Direction, Ending, Pumps, Side};
 use crate::time::Instant;
 use crate::way::Switch;
@@ -53,6 +54,9 @@ impl Session {
         {
             if closing.reason == CloseReason::UpstreamReset {
                 self.count(|cell| cell.resets.add(1));
+                if self.first_byte == FirstByte::Awaited {
+                    self.observe(Outcome::ResetBeforeFirstByte);
+                }
             }
             self.close(closing);
         }
@@ -66,6 +70,8 @@ impl Session {
         if let Some(setup) = &mut self.setup {
             setup.stage = Stage::Closed;
         }
+        // Nothing more will be learned of its upstream.
+        self.observe(Outcome::Abandoned);
         self.count(|cell| cell.active.sub(1));
         let cell = self.listener().counters.cell(self.view.worker());
         cell.active.sub(1);
@@ -77,6 +83,13 @@ impl Session {
 impl Session {
     pub(super) fn count(&self, update: impl Fn(&TargetCell)) {
         approach::count(&self.view, &self.path, update);
+    }
+
+    /// Tells what was met at the upstream that has won.
+    pub(super) fn observe(&self, outcome: Outcome) {
+        if let Some(upstream) = self.path.last() {
+            self.view.handle_outcome(*upstream, outcome);
+        }
     }
 
     pub(super) fn ways(&self) -> &WayCell {

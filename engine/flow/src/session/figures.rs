@@ -2,6 +2,7 @@
 
 use super::attempt::Attempt;
 use super::{FirstByte, Session, approach};
+use crate::health::Outcome;
 use crate::histogram::Figure;
 use crate::pump::Direction;
 use crate::time::Instant;
@@ -35,6 +36,7 @@ impl Session {
     #[cold]
     pub(super) fn measure_first_byte(&mut self, reached_at: Instant, now: Instant) {
         self.first_byte = FirstByte::Seen;
+        self.observe(Outcome::FirstByte);
         self.measure(Figure::FirstByte, micros(reached_at, now));
     }
 
@@ -93,6 +95,8 @@ mod tests {
             kind,
             health: Health::Up,
             outgoing: None,
+            watch: None,
+            trial: None,
             counters: Arc::new(TargetCounters::new(1)),
         };
         let upstream = || {
