@@ -51,7 +51,7 @@ fn pool(policy: Policy, members: u32) -> Pool {
 
 fn pick_one((view, group, index): &Pool) -> usize {
     let may = |member: usize| view.snapshot().target(group.members[member].target).health.is_available();
-    view.pick(*index, group, may).unwrap()
+    view.pick(*index, group, acting::SUBJECT, Instant::ZERO, may).unwrap()
 }
 
 #[library_benchmark]

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use ringweir_flow::account::TargetCounters;
+use ringweir_flow::pick::HashKey;
 use ringweir_flow::snapshot::{Group, Policy, Protocol, Snapshot, TargetIndex, TargetKind, WorkerIndex};
 use ringweir_flow::time::Instant;
 use ringweir_flow::view::View;
@@ -30,9 +31,11 @@ use ringweir_flow::view::View;
 use crate::timers::Wheel;
 
 /// How many targets a group has, from the common to the absurd.
-const SIZES: [u32; 6] = [2, 10, 16, 100, 256, 10_000];
+const SIZES: [u32; 5] = [2, 10, 16, 256, 10_000];
 
-const POLICIES: [(&str, Policy); 4] = [
+const POLICIES: [(&str, Policy); 6] = [
+    ("least-latency", Policy::LeastLatency),
+    ("hash", Policy::Hash(HashKey::Source)),
     ("round-robin", Policy::RoundRobin),
     ("random", Policy::Random),
     ("least-connections", Policy::LeastConnections),
@@ -63,7 +66,7 @@ fn pool(policy: Policy, members: u32) -> (Arc<Snapshot>, TargetIndex, Group) {
 /// One pick as dispatch makes it: among the members that are up.
 fn pick_one(view: &View, index: TargetIndex, group: &Group) -> usize {
     let may = |member: usize| view.snapshot().target(group.members[member].target).health.is_available();
-    view.pick(index, group, may).unwrap()
+    view.pick(index, group, acting::SUBJECT, Instant::ZERO, may).unwrap()
 }
 
 fn pick(criterion: &mut Criterion) {

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use ringweir_flow::pick::Subject;
 use ringweir_flow::pump::{Direction, Step};
 use ringweir_flow::record::ClientAddr;
 use ringweir_flow::session::{Command, Session};
@@ -32,6 +33,9 @@ pub(crate) fn view(protocol: Protocol) -> Rc<View> {
     let snapshot = world::snapshot(world::listener(protocol, TargetIndex(0)), vec![target]);
     View::new(snapshot.into(), WorkerIndex(0), 1)
 }
+
+/// Whom members are picked for.
+pub(crate) const SUBJECT: Subject<'_> = Subject { client: &ClientAddr::Unix, destination: None };
 
 /// A session from accept to the command to pump; `said` is what its client sends, one piece a receive.
 pub(crate) fn accept_to_pump(view: Rc<View>, said: &[&[u8]]) -> Session {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringweir_flow::account::{ListenerCounters, TargetCounters};
+use ringweir_flow::pick::Maglev;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::snapshot::{
-    Bind, BindId, Group, Health, Listener, ListenerIndex, Member, Policy, Protocol, Snapshot, Target,
+    Bind, BindId, Group, Health, Listener, ListenerIndex, Member, Policy, Protocol, Role, Snapshot, Target,
     TargetIndex, TargetKind, Timeouts, Upstream,
 };
 use ringweir_flow::way::Splicing;
@@ -46,14 +47,18 @@ pub(crate) fn target(name: impl Into<Arc<str>>, kind: TargetKind) -> Target {
 
 /// A policy over the first `members` targets, of weights 1, 2 and 3 in turn.
 pub(crate) fn group(policy: Policy, members: u32) -> Group {
-    let members = (0..members).map(|index| Member { target: TargetIndex(index), weight: 1 + index % 3 });
-    Group {
-        policy,
-        members: members.collect(),
-        attempts: 8,
-        attempt_timeout: Duration::from_secs(4),
-        commit: None,
-    }
+    let members = (0..members).map(|index| Member {
+        target: TargetIndex(index),
+        weight: 1 + index % 3,
+        role: Role::Primary,
+    });
+    let names: Vec<String> = (0..members.len()).map(|index| format!("member-{index}")).collect();
+    let members: Arc<[Member]> = members.collect();
+    let weighted = names.iter().map(String::as_str).zip(members.iter().map(|member| member.weight));
+    let maglev = matches!(policy, Policy::Hash(_)).then(|| Arc::new(Maglev::new(weighted)));
+    let mut group = Group::new(policy, members, 8, Duration::from_secs(4));
+    group.maglev = maglev;
+    group
 }
 
 /// One listener on [`BIND`], and these targets; session logs are off, as they are unless configured.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ringweir_flow::account::{ListenerCounters, TargetCounters};
+use ringweir_flow::affinity::Affinity;
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::snapshot::{
     Bind, FirstHop, Health, Hop, Listener, ListenerIndex, Route, Snapshot, Target, TargetIndex, TargetKind,
@@ -24,6 +25,8 @@ pub(crate) struct Knowledge {
     /// The addresses of upstreams that are written as names, by target.
     pub(crate) addresses: HashMap<Arc<str>, Vec<SocketAddr>>,
     counters: HashMap<Arc<str>, Arc<TargetCounters>>,
+    /// Whom which member of a group served, by group: a reload does not forget it.
+    affinities: HashMap<Arc<str>, Arc<Affinity>>,
     listener_counters: HashMap<Arc<str>, Arc<ListenerCounters>>,
 }
 
@@ -37,6 +40,7 @@ impl Knowledge {
         self.drained.retain(|name| targets.contains(name));
         self.addresses.retain(|name, _| targets.contains(name));
         self.counters.retain(|name, _| targets.contains(name));
+        self.affinities.retain(|name, _| targets.contains(name));
         self.listener_counters.retain(|name, _| listeners.contains(name));
     }
 }
@@ -112,9 +116,20 @@ fn open_binds(config: &Config, binds: &[OpenBind]) -> Vec<Bind> {
         .collect()
 }
 
-fn kind(target: &model::Target, knowledge: &Knowledge) -> TargetKind {
+fn kind(target: &model::Target, knowledge: &mut Knowledge) -> TargetKind {
     match &target.kind {
-        model::TargetKind::Group(group) => TargetKind::Group(group.clone()),
+        model::TargetKind::Group(group) => {
+            let mut group = group.clone();
+            if let Some(table) = &mut group.affinity {
+                let known = knowledge.affinities.entry(Arc::clone(&target.name));
+                let known = known.or_insert_with(|| Arc::clone(table));
+                if known.settings() != table.settings() {
+                    *known = Arc::clone(table);
+                }
+                *table = Arc::clone(known);
+            }
+            TargetKind::Group(group)
+        }
         model::TargetKind::Upstream(upstream) => {
             let first = upstream.via.first().map(|via| (&via.name, &via.endpoint));
             let (name, endpoint) = first.unwrap_or((&target.name, &upstream.endpoint));

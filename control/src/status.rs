@@ -281,6 +281,8 @@ pub(crate) fn policy_name(policy: Policy) -> &'static str {
         Policy::RoundRobin => "round-robin",
         Policy::Random => "random",
         Policy::LeastConnections => "least-connections",
+        Policy::LeastLatency => "least-latency",
+        Policy::Hash(_) => "hash",
         Policy::Failover => "failover",
         Policy::Race { .. } => "race",
     }

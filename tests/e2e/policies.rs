@@ -1,11 +1,12 @@
 //! How groups share sessions out. One worker makes the shares exact.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use crate::harness::client::ask_name;
+use crate::harness::client::{ask_name, assert_echo, read_bytes, socks_tunnel};
 use crate::harness::daemon::{Daemon, Setup};
-use crate::harness::server::{Refuser, Server};
+use crate::harness::server::{BlackHole, Refuser, Server, be_patient};
 use crate::harness::status::{named, number};
 use crate::harness::{Engine, PATIENCE, eventually, scenarios};
 
@@ -18,6 +19,14 @@ scenarios!(Welcome:
     failover_stays_with_the_first_that_answers,
     nested_groups_share_by_their_own_weights,
     attempts_bound_how_many_members_are_tried,
+    least_latency_leaves_the_slow_one_alone,
+    hash_gives_a_source_the_same_member_every_time,
+    the_loss_of_a_member_moves_its_sources_alone,
+    sticky_sources_stay_together_over_all_workers,
+    a_sticky_source_survives_the_loss_of_its_member,
+    a_failover_remembers_who_served_a_destination,
+    backups_serve_when_nobody_else_may,
+    what_is_remembered_outlives_a_reload,
 );
 
 /// The servers `a`, `b`, … and a `tcp` listener before a group of them.
@@ -155,4 +164,139 @@ fn attempts_bound_how_many_members_are_tried(engine: Engine) {
     assert_eq!(live.accepted(), 0);
     daemon.reload(&config.replace("attempts = 2", "attempts = 3")).unwrap();
     assert!(ask_name(daemon.address("in")).is_some());
+}
+
+fn name_from(daemon: &Daemon, source: u8) -> char {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from(([127, 0, 9, source], 0)).into()).expect("a loopback address");
+    socket.connect(&daemon.address("in").into()).expect("the listener");
+    let mut stream = TcpStream::from(socket);
+    be_patient(&stream);
+    char::from(read_bytes(&mut stream, 1)[0])
+}
+
+fn names_from(daemon: &Daemon, sources: std::ops::Range<u8>) -> String {
+    sources.map(|source| name_from(daemon, source)).collect()
+}
+
+fn least_latency_leaves_the_slow_one_alone(engine: Engine) {
+    // A black hole that the failures of connects are counted for, beside two that answer.
+    let (hole, a, b) = (BlackHole::new(), Server::named(b'a'), Server::named(b'b'));
+    let config = group("least-latency", &[1, 1, 1], &[a.address(), b.address(), hole.address()])
+        + "attempt_timeout = \"300ms\"\n";
+    let daemon = Setup::new(engine).workers(1).start(&config);
+    let served: String =
+        (0..60).map(|_| char::from(ask_name(daemon.address("in")).expect("served").0)).collect();
+    assert!(shares(&served).len() == 2, "{served}");
+    let tries = number(named(&daemon.status(), "targets", "c"), &["attempts"]);
+    assert!((1..=6).contains(&tries), "the black hole was tried {tries} times in 60 sessions");
+}
+
+fn hash_gives_a_source_the_same_member_every_time(engine: Engine) {
+    let servers: Vec<Server> = (b'a'..).take(4).map(Server::named).collect();
+    let addresses: Vec<SocketAddr> = servers.iter().map(Server::address).collect();
+    let config = group("hash", &[1, 1, 1, 1], &addresses);
+    let daemon = Setup::new(engine).workers(2).start(&config);
+    let first = names_from(&daemon, 1..41);
+    assert_eq!(names_from(&daemon, 1..41), first);
+    assert!(shares(&first).len() == 4, "{first}");
+    let other = Setup::new(engine).workers(1).start(&config);
+    assert_eq!(names_from(&other, 1..41), first, "another daemon picks alike");
+}
+
+fn the_loss_of_a_member_moves_its_sources_alone(engine: Engine) {
+    let mut servers: Vec<Server> = (b'a'..).take(3).map(Server::named).collect();
+    let addresses: Vec<SocketAddr> = servers.iter().map(Server::address).collect();
+    let daemon = Daemon::start(engine, &group("hash", &[1, 1, 1], &addresses));
+    let before = names_from(&daemon, 1..31);
+    drop(servers.remove(1));
+    let after = names_from(&daemon, 1..31);
+    for (old, new) in before.chars().zip(after.chars()) {
+        assert!(old == new || old == 'b', "{before} became {after}");
+        assert_ne!(new, 'b');
+    }
+}
+
+const STICKY: &str = "sticky = { key = \"source\" }\n";
+
+fn sticky_sources_stay_together_over_all_workers(engine: Engine) {
+    let servers: Vec<Server> = (b'a'..).take(4).map(Server::named).collect();
+    let addresses: Vec<SocketAddr> = servers.iter().map(Server::address).collect();
+    let config = group("random", &[1, 1, 1, 1], &addresses) + STICKY;
+    let daemon = Setup::new(engine).workers(2).start(&config);
+    // The kernel spreads the connections of one source over the workers.
+    let first = names_from(&daemon, 1..31);
+    assert!(shares(&first).len() > 1, "{first}");
+    for _ in 0..4 {
+        assert_eq!(names_from(&daemon, 1..31), first);
+    }
+}
+
+fn a_sticky_source_survives_the_loss_of_its_member(engine: Engine) {
+    let mut servers: Vec<Server> = (b'a'..).take(2).map(Server::named).collect();
+    let addresses: Vec<SocketAddr> = servers.iter().map(Server::address).collect();
+    let daemon = Daemon::start(engine, &(group("round-robin", &[1, 1], &addresses) + STICKY));
+    let first = name_from(&daemon, 1);
+    assert_eq!(name_from(&daemon, 1), first);
+    let lost = usize::from(first == 'b');
+    let address = addresses[lost];
+    drop(servers.remove(lost));
+    let second = name_from(&daemon, 1);
+    assert_ne!(second, first);
+    let _back = Server::at(address, |_| {});
+    assert_eq!(name_from(&daemon, 1), second, "it stays where it went");
+}
+
+/// The second example of leaf's article.
+fn a_failover_remembers_who_served_a_destination(engine: Engine) {
+    let echo = Server::echo();
+    let proxy = Daemon::start(
+        engine,
+        "[[listener]]\nname = \"in\"\nbind = \"127.0.0.1:0\"\nprotocol = \"socks5\"\ntarget = \"direct\"\n",
+    );
+    let refusing = Server::new(|mut stream| {
+        let _ = stream.read_exact(&mut [0; 3]);
+        let _ = stream.write_all(&[5, 0xff]);
+    });
+    let config = format!(
+        "[[listener]]\nname = \"in\"\nbind = \"127.0.0.1:0\"\nprotocol = \"socks5\"\ntarget = \"out\"\n\
+         [upstream.cheap]\nkind = \"socks5\"\naddress = \"{}\"\n\
+         [upstream.good]\nkind = \"socks5\"\naddress = \"{}\"\n\
+         [group.out]\npolicy = \"failover\"\nmembers = [\"cheap\", \"good\"]\nremember = {{ ttl = \"5m\" }}\n",
+        refusing.address(),
+        proxy.address("in")
+    );
+    let daemon = Setup::new(engine).workers(2).start(&config);
+    for _ in 0..5 {
+        assert_echo(&mut socks_tunnel(daemon.address("in"), echo.address()), b"hello");
+    }
+    let status = daemon.status();
+    assert_eq!(number(named(&status, "targets", "cheap"), &["attempts"]), 1, "tried once, and then known");
+    let other = Server::echo();
+    assert_echo(&mut socks_tunnel(daemon.address("in"), other.address()), b"hello");
+    assert_eq!(number(named(&daemon.status(), "targets", "cheap"), &["attempts"]), 2, "another destination");
+}
+
+fn backups_serve_when_nobody_else_may(engine: Engine) {
+    let (first, spare) = (Server::named(b'a'), Server::named(b'b'));
+    let config = group("random", &[1, 1], &[first.address(), spare.address()])
+        .replace("[\"a\", \"b\"]", "[\"a\", { target = \"b\", backup = true }]");
+    let daemon = Daemon::start(engine, &config);
+    for _ in 0..20 {
+        assert_eq!(ask_name(daemon.address("in")).expect("served").0, b'a');
+    }
+    drop(first);
+    for _ in 0..5 {
+        assert_eq!(ask_name(daemon.address("in")).expect("served").0, b'b');
+    }
+}
+
+fn what_is_remembered_outlives_a_reload(engine: Engine) {
+    let servers: Vec<Server> = (b'a'..).take(4).map(Server::named).collect();
+    let addresses: Vec<SocketAddr> = servers.iter().map(Server::address).collect();
+    let config = group("random", &[1, 1, 1, 1], &addresses) + STICKY;
+    let daemon = Daemon::start(engine, &config);
+    let first = names_from(&daemon, 1..21);
+    daemon.reload(&(config + "[log]\nlevel = \"info\"\n")).expect("a good configuration");
+    assert_eq!(names_from(&daemon, 1..21), first);
 }

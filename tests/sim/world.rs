@@ -11,8 +11,8 @@ use ringweir_flow::dial::UpstreamAddr;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::resolve::{ResolveError, Resolved};
 use ringweir_flow::snapshot::{
-    Group, Health, Listener, Member, Policy, Protocol, Snapshot, Target, TargetIndex, TargetKind, Timeouts,
-    Upstream, WorkerIndex,
+    Group, Health, Listener, Member, Policy, Protocol, Role, Snapshot, Target, TargetIndex, TargetKind,
+    Timeouts, Upstream, WorkerIndex,
 };
 use ringweir_flow::users::Users;
 use ringweir_flow::way::Splicing;
@@ -263,17 +263,19 @@ fn add_target(
                     known if rng.u8(..6) == 0 => TargetIndex(rng.u32(..known as u32)),
                     _ => add_target(kinds, protocol, depth + 1, rng),
                 };
-                Member { target, weight: rng.u32(1..=3) }
+                Member { target, weight: rng.u32(1..=3), role: Role::Primary }
             })
             .collect();
-        let policies = [Policy::RoundRobin, Policy::Random, Policy::LeastConnections, Policy::Failover];
-        TargetKind::Group(Group {
-            policy: policies[rng.usize(..4)],
-            members: members.into(),
-            attempts: rng.u32(1..=4),
-            attempt_timeout: span(rng, 200, 8_000),
-            commit: None,
-        })
+        let policies = [
+            Policy::RoundRobin,
+            Policy::Random,
+            Policy::LeastConnections,
+            Policy::LeastLatency,
+            Policy::Failover,
+        ];
+        let policy = policies[rng.usize(..policies.len())];
+        let attempts = rng.u32(1..=4);
+        TargetKind::Group(Group::new(policy, members.into(), attempts, span(rng, 200, 8_000)))
     } else {
         TargetKind::Upstream(upstream(kinds.len(), protocol, rng))
     };

@@ -4,8 +4,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ringweir_flow::affinity::Affinity;
 use ringweir_flow::outgoing::Outgoing;
-use ringweir_flow::snapshot::{Group, MAX_NESTING, Member, TargetIndex};
+use ringweir_flow::pick::Maglev;
+use ringweir_flow::snapshot::{Group, MAX_NESTING, Member, Policy, Role, TargetIndex};
 
 use super::diagnostic::did_you_mean;
 use super::listeners::RawListener;
@@ -35,7 +37,7 @@ impl Graph {
         find(node, |name| self.names.get(name).copied(), self.names.keys().map(|name| &**name))
     }
 
-    /// The names from a target to an upstream that needs a destination, and that it may be dispatched to, if there is
+    /// The names from a target to an upstream or a group that needs a destination, and that it may be dispatched to, if there is
     /// one.
     pub(crate) fn path_to_destination(&self, from: TargetIndex) -> Option<Vec<&str>> {
         let mut seen = vec![false; self.targets.len()];
@@ -50,6 +52,7 @@ impl Graph {
         let target = &self.targets[at];
         match &target.kind {
             TargetKind::Upstream(upstream) => upstream.needs_destination().then(|| vec![&*target.name]),
+            TargetKind::Group(group) if group.needs_destination() => Some(vec![&*target.name]),
             TargetKind::Group(group) => group.members.iter().find_map(|member| {
                 let mut path = self.search(member.target, seen)?;
                 path.insert(0, &target.name);
@@ -96,8 +99,8 @@ pub(crate) fn build(declared: Vec<Declared<'_>>, listeners: &[RawListener<'_>]) 
 
 fn is_named(name: &str, declared: &[Declared<'_>], listeners: &[RawListener<'_>]) -> bool {
     let members = declared.iter().flat_map(|target| match &target.kind {
-        DeclaredKind::Group(group) => group.members.as_slice(),
-        DeclaredKind::Upstream(_) => &[],
+        DeclaredKind::Group(group) => group.members.iter().map(|member| &member.name).collect(),
+        DeclaredKind::Upstream(_) => Vec::new(),
     });
     let targets = listeners.iter().filter_map(|listener| listener.target.as_ref());
     members.chain(targets).any(|node| node.is_string() && node.string() == Some(name))
@@ -116,7 +119,9 @@ fn edges<'d, 'a>(
             .map(|target| (target, node))
     };
     let members = |target: &'d Declared<'a>| match &target.kind {
-        DeclaredKind::Group(group) => group.members.iter().filter_map(resolve).collect(),
+        DeclaredKind::Group(group) => {
+            group.members.iter().map(|member| &member.name).filter_map(resolve).collect()
+        }
         DeclaredKind::Upstream(_) => Vec::new(),
     };
     declared.iter().map(members).collect()
@@ -218,19 +223,34 @@ fn finish(
 }
 
 fn finish_group(group: &DeclaredGroup<'_>, edges: &[Edge<'_, '_>], declared: &[Declared<'_>]) -> Group {
-    let member = |(target, _): &Edge<'_, '_>| {
+    let member = |(target, node): &Edge<'_, '_>| {
+        let declared_member = group.members.iter().find(|member| std::ptr::eq(&member.name, *node));
         // What is built in has no declaration and the default weight.
-        let weight = declared.get(target.0 as usize).map_or(1, |target| target.weight);
-        Member { target: *target, weight }
+        let weight = declared_member.and_then(|member| member.weight);
+        let weight = weight.or_else(|| Some(declared.get(target.0 as usize)?.weight)).unwrap_or(1);
+        let role = declared_member.map_or(Role::Primary, |member| member.role);
+        Member { target: *target, weight, role }
     };
     let all = edges.len().clamp(1, MOST_DEFAULT_ATTEMPTS) as u32;
-    Group {
-        policy: group.policy,
-        members: edges.iter().map(member).collect(),
-        attempts: group.attempts.unwrap_or(all),
-        attempt_timeout: group.attempt_timeout,
-        commit: group.commit,
-    }
+    let members: Arc<[Member]> = edges.iter().map(member).collect();
+    let maglev = match group.policy {
+        Policy::Hash(_) => {
+            let names = edges.iter().map(|(_, node)| node.string().unwrap_or_default());
+            Some(Arc::new(Maglev::new(names.zip(members.iter().map(|member| member.weight)))))
+        }
+        Policy::RoundRobin
+        | Policy::Random
+        | Policy::LeastConnections
+        | Policy::LeastLatency
+        | Policy::Failover
+        | Policy::Race { .. } => None,
+    };
+    let attempts = group.attempts.unwrap_or(all);
+    let mut finished = Group::new(group.policy, members, attempts, group.attempt_timeout);
+    finished.commit = group.commit;
+    finished.affinity = group.affinity.map(|settings| Arc::new(Affinity::new(settings)));
+    finished.maglev = maglev;
+    finished
 }
 
 /// The declared targets with their members.

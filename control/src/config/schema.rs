@@ -53,8 +53,23 @@ pub(crate) const UPSTREAM: &[&str] = &[
     "via",
 ];
 pub(crate) const KEEPALIVE: &[&str] = &["idle", "interval", "count"];
-pub(crate) const GROUP: &[&str] =
-    &["policy", "members", "weight", "attempts", "attempt_timeout", "check", "commit", "stagger", "parallel"];
+pub(crate) const GROUP: &[&str] = &[
+    "policy",
+    "members",
+    "weight",
+    "attempts",
+    "attempt_timeout",
+    "check",
+    "commit",
+    "stagger",
+    "parallel",
+    "key",
+    "sticky",
+    "remember",
+];
+pub(crate) const MEMBER: &[&str] = &["target", "weight", "backup"];
+pub(crate) const STICKY: &[&str] = &["key", "ttl", "size"];
+pub(crate) const REMEMBER: &[&str] = &["ttl", "size"];
 pub(crate) const CHECK: &[&str] = &["kind", "schedule", "timeout", "fall", "rise", "double_check"];
 
 /// Every key path that a configuration may have, with `*` where a name of the user's choosing stands.
@@ -72,6 +87,9 @@ pub fn known_keys() -> Vec<String> {
         ("upstream.*", UPSTREAM),
         ("upstream.*.keepalive", KEEPALIVE),
         ("group.*", GROUP),
+        ("group.*.members", MEMBER),
+        ("group.*.sticky", STICKY),
+        ("group.*.remember", REMEMBER),
         ("check.*", CHECK),
     ];
     let below = |(section, keys): (&str, &[&str])| {

@@ -1,13 +1,16 @@
 //! The declarations of upstreams, groups and checks, before names are joined.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringweir_flow::affinity::{Binding, MAX_ENTRIES, Settings};
 use ringweir_flow::outgoing::Outgoing;
-use ringweir_flow::snapshot::{Commit, MAX_WEIGHT, Policy, ProxyProtocol};
+use ringweir_flow::pick::HashKey;
+use ringweir_flow::snapshot::{Commit, MAX_WEIGHT, Policy, ProxyProtocol, Role};
 use ringweir_flow::wire::client::Credentials;
 use zeroize::Zeroizing;
 
@@ -25,6 +28,18 @@ const DEFAULT_ATTEMPT: Duration = Duration::from_secs(4);
 
 /// The most members that one session may try by configuration.
 const MAX_ATTEMPTS: u32 = 64;
+
+/// How long a member stays somebody's unless configured otherwise, and how many are remembered.
+const DEFAULT_STICKY: Duration = Duration::from_secs(30 * 60);
+const DEFAULT_STICKY_ENTRIES: u32 = 10_000;
+
+/// As leaf's fallback cache.
+const DEFAULT_REMEMBER: Duration = Duration::from_secs(60 * 60);
+const DEFAULT_REMEMBER_ENTRIES: u32 = 256;
+
+/// A shorter time is none, a longer one outlives what it is about.
+const SHORTEST_TTL: Duration = Duration::from_secs(1);
+const LONGEST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// How many members race at a time at most: each holds a descriptor, for every session.
 const MAX_PARALLEL: u32 = 8;
@@ -70,10 +85,20 @@ pub(crate) enum DeclaredKind<'a> {
 #[derive(Debug)]
 pub(crate) struct DeclaredGroup<'a> {
     pub(crate) policy: Policy,
-    pub(crate) members: Vec<Node<'a>>,
+    pub(crate) members: Vec<DeclaredMember<'a>>,
     pub(crate) attempts: Option<u32>,
     pub(crate) attempt_timeout: Duration,
     pub(crate) commit: Option<Commit>,
+    pub(crate) affinity: Option<Settings>,
+}
+
+#[derive(Debug)]
+pub(crate) struct DeclaredMember<'a> {
+    /// Where its name is written.
+    pub(crate) name: Node<'a>,
+    /// That of the target unless it has another here.
+    pub(crate) weight: Option<u32>,
+    pub(crate) role: Role,
 }
 
 pub(crate) fn checks<'a>(root: &Table<'a>) -> Checks<'a> {
@@ -273,6 +298,8 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
         ("round-robin", Policy::RoundRobin),
         ("random", Policy::Random),
         ("least-connections", Policy::LeastConnections),
+        ("least-latency", Policy::LeastLatency),
+        ("hash", Policy::Hash(HashKey::Source)),
         ("failover", Policy::Failover),
         ("race", Policy::Race { stagger: Duration::ZERO, parallel: MAX_PARALLEL }),
     ];
@@ -283,10 +310,13 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
     let attempt_timeout =
         table.get("attempt_timeout").and_then(|node| node.duration()).unwrap_or(DEFAULT_ATTEMPT);
     race(&table, &mut policy);
+    hash(&table, &mut policy);
+    let affinity = affinity(&table, policy);
     let commits =
         [("connect", Commit::Connect), ("handshake", Commit::Handshake), ("first-byte", Commit::FirstByte)];
     let commit = table.get("commit").and_then(|node| node.choice(&commits));
-    let kind = DeclaredKind::Group(DeclaredGroup { policy, members, attempts, attempt_timeout, commit });
+    let kind =
+        DeclaredKind::Group(DeclaredGroup { policy, members, attempts, attempt_timeout, commit, affinity });
     Some(Declared {
         name,
         weight: weight(&table),
@@ -309,7 +339,12 @@ fn race(table: &Table<'_>, policy: &mut Policy) {
             let most = table.get("parallel").and_then(|node| node.integer(1..=MAX_PARALLEL));
             *parallel = most.unwrap_or(MAX_PARALLEL);
         }
-        Policy::RoundRobin | Policy::Random | Policy::LeastConnections | Policy::Failover => {
+        Policy::RoundRobin
+        | Policy::Random
+        | Policy::LeastConnections
+        | Policy::LeastLatency
+        | Policy::Hash(_)
+        | Policy::Failover => {
             for key in ["stagger", "parallel"] {
                 if let Some(node) = table.get(key) {
                     node.report("has a meaning for policy = \"race\" alone", None);
@@ -319,21 +354,83 @@ fn race(table: &Table<'_>, policy: &mut Policy) {
     }
 }
 
-fn members<'a>(node: &Node<'a>) -> Option<Vec<Node<'a>>> {
-    let members = node.list()?;
-    if members.is_empty() {
+const HASH_KEYS: [(&str, HashKey); 2] = [("source", HashKey::Source), ("destination", HashKey::Destination)];
+
+/// The key that only a hash has.
+fn hash(table: &Table<'_>, policy: &mut Policy) {
+    let Some(node) = table.get("key") else { return };
+    if let Policy::Hash(key) = policy {
+        *key = node.choice(&HASH_KEYS).unwrap_or(*key);
+    } else {
+        node.report("has a meaning for policy = \"hash\" alone", None);
+    }
+}
+
+/// What the group remembers of whom it served.
+fn affinity(table: &Table<'_>, policy: Policy) -> Option<Settings> {
+    let (sticky, remember) = (table.get("sticky"), table.get("remember"));
+    if let (Some(_), Some(node)) = (&sticky, &remember) {
+        node.report("is given beside sticky: one of them is enough", None);
+    }
+    if let Some(node) = &remember
+        && policy != Policy::Failover
+    {
+        let hint = "sticky serves every policy".to_owned();
+        node.report("has a meaning for policy = \"failover\" alone", Some(hint));
+    }
+    let (table, key, binding, ttl, size) = match (sticky, remember) {
+        (Some(node), _) => {
+            let table = node.table(schema::STICKY)?;
+            let key = table.required("key")?.choice(&HASH_KEYS)?;
+            (table, key, Binding::AtPick, DEFAULT_STICKY, DEFAULT_STICKY_ENTRIES)
+        }
+        (None, Some(node)) => {
+            let table = node.table(schema::REMEMBER)?;
+            let key = HashKey::Destination;
+            (table, key, Binding::AtCommit, DEFAULT_REMEMBER, DEFAULT_REMEMBER_ENTRIES)
+        }
+        (None, None) => return None,
+    };
+    let ttl = table.get("ttl").and_then(|node| node.duration_from(SHORTEST_TTL..=LONGEST_TTL)).unwrap_or(ttl);
+    let size = table.get("size").and_then(|node| node.integer(1..=MAX_ENTRIES)).unwrap_or(size);
+    let size = NonZeroUsize::new(size as usize)?;
+    Some(Settings { key, ttl, size, binding })
+}
+
+fn members<'a>(node: &Node<'a>) -> Option<Vec<DeclaredMember<'a>>> {
+    let nodes = node.list()?;
+    if nodes.is_empty() {
         node.report("is empty: a group has at least one member", None);
     }
+    let members: Vec<_> = nodes.into_iter().filter_map(member).collect();
     let mut seen: Vec<&str> = Vec::new();
     for member in &members {
-        let Some(name) = member.string() else { continue };
+        let Some(name) = member.name.string() else { continue };
         if seen.contains(&name) {
             let hint = "for a larger share give it a weight".to_owned();
-            member.report(format!("{name:?} is a member already"), Some(hint));
+            member.name.report(format!("{name:?} is a member already"), Some(hint));
         }
         seen.push(name);
     }
+    if !members.is_empty() && members.iter().all(|member| member.role == Role::Backup) {
+        node.report("has backups alone: there is nobody whom they would stand in for", None);
+    }
     Some(members)
+}
+
+/// A name, or a table that says more.
+fn member(node: Node<'_>) -> Option<DeclaredMember<'_>> {
+    if !node.is_table() {
+        return Some(DeclaredMember { name: node, weight: None, role: Role::Primary });
+    }
+    let table = node.table(schema::MEMBER)?;
+    let name = table.required("target")?;
+    let weight = table.get("weight").and_then(|node| node.integer(1..=MAX_WEIGHT));
+    let role = match table.get("backup").and_then(|node| node.boolean()) {
+        Some(true) => Role::Backup,
+        Some(false) | None => Role::Primary,
+    };
+    Some(DeclaredMember { name, weight, role })
 }
 
 fn weight(table: &Table<'_>) -> u32 {

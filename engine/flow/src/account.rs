@@ -4,11 +4,13 @@
 //! store, never a locked instruction, and cells of different workers share no cache line. Readers sum the cells.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::close::{CloseReason, ConnectError};
 use crate::health::OutcomeCell;
 use crate::histogram::Histograms;
 use crate::snapshot::WorkerIndex;
+use crate::time::Instant;
 use crate::way::Refusal;
 
 /// A number with one writer. Gauges go down again by [`Counter::sub`].
@@ -31,9 +33,43 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(n), Ordering::Relaxed);
     }
 
+    /// Replaces the value. Only the owning worker may call this.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     /// The value at about this moment; anybody may call this.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A peak-sensitive moving average of a duration, with one writer: a sample above it counts in full at once, those below
+/// pull it down in the course of [`Latency::MEMORY`]. What nobody has measured for long is forgotten as slowly.
+#[derive(Debug, Default)]
+pub struct Latency {
+    average_us: Counter,
+    at_us: Counter,
+}
+
+impl Latency {
+    /// How long it takes until about two thirds of what was known are forgotten.
+    pub const MEMORY: Duration = Duration::from_secs(10);
+
+    /// Takes a sample. Only the owning worker may call this.
+    pub fn record(&self, took: Duration, now: Instant) {
+        let sample = took.as_micros().try_into().unwrap_or(u64::MAX);
+        let known = self.at(now);
+        let kept = if sample >= known { sample } else { known - (known - sample) / 8 };
+        self.average_us.set(kept);
+        self.at_us.set(now.as_micros());
+    }
+
+    /// What it is at a moment, in microseconds; 0 when nothing is known.
+    pub fn at(&self, now: Instant) -> u64 {
+        let idle_us = now.as_micros().saturating_sub(self.at_us.get());
+        let decay = (-(idle_us as f64) / Latency::MEMORY.as_micros() as f64).exp();
+        (self.average_us.get() as f64 * decay) as u64
     }
 }
 
@@ -94,6 +130,8 @@ pub struct TargetCell {
     pub bytes_up: Counter,
     /// Bytes from this target to clients.
     pub bytes_down: Counter,
+    /// How long attempts took to win there of late.
+    pub latency: Latency,
     /// How long things took there, and how much went through.
     pub histograms: Histograms,
 }

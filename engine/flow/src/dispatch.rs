@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use crate::pick::Subject;
 use crate::snapshot::{Group, TargetIndex, TargetKind};
 use crate::time::Instant;
 use crate::view::View;
@@ -92,7 +93,7 @@ impl Dispatch {
 
     /// What to do next: to be asked at the beginning, whenever a try has failed and at [`Dispatch::poll_timeout`],
     /// until it says other than [`Next::Try`]. `connect` bounds each connect.
-    pub fn next(&mut self, view: &View, now: Instant, connect: Duration) -> Next {
+    pub fn next(&mut self, view: &View, subject: Subject<'_>, now: Instant, connect: Duration) -> Next {
         if let Root::Fresh(target) = self.root {
             self.root = Root::Spent;
             if view.snapshot().target(target).is_available() && view.snapshot().target(target).admit() {
@@ -112,7 +113,7 @@ impl Dispatch {
         // Inner groups stand behind the groups they are members of, unless they have taken a place that was free: a
         // look at all of them changes nothing in the end.
         while let Some(index) = self.frame_to_advance(view, now) {
-            if let Some(choice) = self.advance(index, view, now, connect) {
+            if let Some(choice) = self.advance(index, view, subject, now, connect) {
                 return Next::Try(choice);
             }
         }
@@ -179,10 +180,17 @@ impl Dispatch {
 
     /// Begins a member of a group: returns an upstream as the choice, opens a frame for a group. Ends the group when
     /// it has none left.
-    fn advance(&mut self, index: FrameIndex, view: &View, now: Instant, connect: Duration) -> Option<Choice> {
+    fn advance(
+        &mut self,
+        index: FrameIndex,
+        view: &View,
+        subject: Subject<'_>,
+        now: Instant,
+        connect: Duration,
+    ) -> Option<Choice> {
         let frame = self.frame_mut(index);
         let group = group_at(view, frame.group);
-        let Some(member) = frame.pick(view, group, now) else {
+        let Some(member) = frame.pick(view, group, subject, now) else {
             frame.attempts_left = 0;
             if frame.under_way == 0 {
                 self.end(index, now);
@@ -241,14 +249,14 @@ impl Dispatch {
 }
 
 impl Frame {
-    fn pick(&mut self, view: &View, group: &Group, now: Instant) -> Option<usize> {
+    fn pick(&mut self, view: &View, group: &Group, subject: Subject<'_>, now: Instant) -> Option<usize> {
         if self.attempts_left == 0 || self.deadline.is_some_and(|deadline| now >= deadline) {
             return None;
         }
         let target = |index: usize| view.snapshot().target(group.members[index].target);
         loop {
             let may = |index| target(index).is_available() && !self.tried.contains(index);
-            let member = view.pick(self.group, group, may)?;
+            let member = view.pick(self.group, group, subject, now, may)?;
             self.tried.insert(member);
             // Of two workers that pick a target on trial, one gets it.
             if target(member).admit() {
@@ -286,7 +294,8 @@ mod tests {
 
     use super::*;
     use crate::account::TargetCounters;
-    use crate::snapshot::{Health, Member, Policy, Snapshot, Target, Upstream, WorkerIndex};
+    use crate::record::ClientAddr;
+    use crate::snapshot::{Health, Member, Policy, Role, Snapshot, Target, Upstream, WorkerIndex};
     use crate::way::Splicing;
 
     const CONNECT: Duration = Duration::from_secs(10);
@@ -305,9 +314,12 @@ mod tests {
     }
 
     fn group_by(policy: Policy, members: &[u32], attempts: u32, seconds: u64) -> Target {
-        let members = members.iter().map(|&index| Member { target: TargetIndex(index), weight: 1 }).collect();
+        let members = members
+            .iter()
+            .map(|&index| Member { target: TargetIndex(index), weight: 1, role: Role::Primary })
+            .collect();
         let attempt_timeout = Duration::from_secs(seconds);
-        let group = Group { policy, members, attempts, attempt_timeout, commit: None };
+        let group = Group::new(policy, members, attempts, attempt_timeout);
         target(TargetKind::Group(group), Health::Up)
     }
 
@@ -333,7 +345,7 @@ mod tests {
     }
 
     fn next(dispatch: &mut Dispatch, view: &View, now: Instant) -> Next {
-        dispatch.next(view, now, CONNECT)
+        dispatch.next(view, Subject { client: &ClientAddr::Unix, destination: None }, now, CONNECT)
     }
 
     fn at(millis: u64) -> Instant {

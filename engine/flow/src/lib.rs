@@ -11,6 +11,7 @@
 //! addresses are plain data. So every schedule of short reads, resets and late events can be replayed exactly.
 
 pub mod account;
+pub mod affinity;
 pub mod close;
 pub mod dial;
 pub mod dispatch;

@@ -9,8 +9,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::account::{ListenerCounters, TargetCounters};
+use crate::affinity::Affinity;
 use crate::health::{Trial, Watch};
 use crate::outgoing::{Keepalive, Outgoing};
+use crate::pick::{HashKey, Maglev};
 use crate::reach::Reach;
 use crate::users::Users;
 use crate::way::Splicing;
@@ -263,14 +265,58 @@ pub struct Group {
     /// What makes an attempt win; `None` for what the upstream's kind can tell. Of several groups that an attempt goes
     /// through, the strictest decides.
     pub commit: Option<Commit>,
+    /// Whom which member served before, where that matters.
+    pub affinity: Option<Arc<Affinity>>,
+    /// The table of [`Policy::Hash`].
+    pub maglev: Option<Arc<Maglev>>,
+    pub(crate) evenness: Evenness,
+}
+
+/// What picks want to know of the weights of all members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Evenness {
+    /// All have the same.
+    Even,
+    /// The heaviest has this.
+    Uneven(u32),
 }
 
 impl Group {
+    /// A group that makes nothing special of an attempt's winning, and remembers nobody.
+    pub fn new(policy: Policy, members: Arc<[Member]>, attempts: u32, attempt_timeout: Duration) -> Group {
+        let weights = || members.iter().map(|member| member.weight);
+        let evenness = match (weights().min(), weights().max()) {
+            (Some(least), Some(most)) if least != most => Evenness::Uneven(most),
+            (Some(_) | None, _) => Evenness::Even,
+        };
+        Group {
+            policy,
+            members,
+            attempts,
+            attempt_timeout,
+            commit: None,
+            affinity: None,
+            maglev: None,
+            evenness,
+        }
+    }
+
+    /// Whether picks go by what the client asked for.
+    pub fn needs_destination(&self) -> bool {
+        self.policy == Policy::Hash(HashKey::Destination)
+            || self.affinity.as_ref().is_some_and(|table| table.settings().key == HashKey::Destination)
+    }
+
     /// How many members are tried at a time.
     pub fn parallel(&self) -> u32 {
         match self.policy {
             Policy::Race { parallel, .. } => parallel,
-            Policy::RoundRobin | Policy::Random | Policy::LeastConnections | Policy::Failover => 1,
+            Policy::RoundRobin
+            | Policy::Random
+            | Policy::LeastConnections
+            | Policy::LeastLatency
+            | Policy::Hash(_)
+            | Policy::Failover => 1,
         }
     }
 
@@ -278,9 +324,12 @@ impl Group {
     pub fn stagger(&self) -> Duration {
         match self.policy {
             Policy::Race { stagger, .. } => stagger,
-            Policy::RoundRobin | Policy::Random | Policy::LeastConnections | Policy::Failover => {
-                Duration::ZERO
-            }
+            Policy::RoundRobin
+            | Policy::Random
+            | Policy::LeastConnections
+            | Policy::LeastLatency
+            | Policy::Hash(_)
+            | Policy::Failover => Duration::ZERO,
         }
     }
 }
@@ -304,6 +353,18 @@ pub struct Member {
     pub target: TargetIndex,
     /// Its share, 1 to [`MAX_WEIGHT`].
     pub weight: u32,
+    /// When it is picked.
+    pub role: Role,
+}
+
+/// When a member is picked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// By the policy.
+    #[default]
+    Primary,
+    /// By the policy among its like, when no primary may be picked.
+    Backup,
 }
 
 /// The largest weight; keeps products with session counts far from overflow.
@@ -316,8 +377,12 @@ pub enum Policy {
     RoundRobin,
     /// A weighted draw.
     Random,
-    /// Fewest active sessions per weight, summed over workers; ties at random.
+    /// Fewest active sessions per weight, summed over workers; ties at random. Of many members, the better of two.
     LeastConnections,
+    /// The better of two by the time that attempts took to win there of late, times the sessions that are there.
+    LeastLatency,
+    /// The same member for the same key, as long as it may be picked.
+    Hash(HashKey),
     /// The first member that is up, as written.
     Failover,
     /// Several members at once, as written; the first to win serves.

@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::affinity::Binding;
 use crate::health::{Outcome, Outcomes};
-use crate::pick::{self, Memory};
+use crate::pick::{Memory, Picker, Subject};
 use crate::session::Spares;
 use crate::snapshot::{Group, Snapshot, TargetIndex, TargetKind, WorkerIndex};
+use crate::time::Instant;
 
 /// A snapshot as one worker sees it. Sessions hold it by `Rc`: no counter is shared between cores, and a session
 /// keeps the world it was dispatched in until it ends.
@@ -97,11 +99,64 @@ impl View {
         watch.handle(in_a_row, target.trial.as_deref(), outcome);
     }
 
-    /// Picks a member of the group at `index` among those for which `may` holds.
-    pub fn pick(&self, index: TargetIndex, group: &Group, may: impl Fn(usize) -> bool) -> Option<usize> {
-        let private = &mut *self.private.borrow_mut();
-        let memory = private.memories[index.0 as usize].get_or_insert_with(Memory::default);
-        pick::pick(&self.snapshot, group, memory, &mut private.rng, may)
+    /// Picks a member of the group at `index` among those for which `may` holds: whoever served the like of this
+    /// session before, where the group remembers that, or else whom the policy says.
+    pub fn pick(
+        &self,
+        index: TargetIndex,
+        group: &Group,
+        subject: Subject<'_>,
+        now: Instant,
+        may: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let table = group.affinity.as_deref();
+        let Some((table, slot)) = table.and_then(|table| Some((table, table.slot(subject)?))) else {
+            return self.pick_afresh(index, group, subject, now, may);
+        };
+        let known = table.find(slot, now);
+        let of_known = known.as_deref().and_then(|name| self.member_named(group, name));
+        if let Some(member) = of_known.filter(|member| may(*member)) {
+            return Some(member);
+        }
+        let picked = self.pick_afresh(index, group, subject, now, &may)?;
+        match table.settings().binding {
+            Binding::AtCommit => Some(picked),
+            Binding::AtPick => {
+                let name = &self.snapshot.target(group.members[picked].target).name;
+                let other = table.bind(slot, name, known.as_ref(), now);
+                let of_other = other.as_deref().and_then(|name| self.member_named(group, name));
+                Some(of_other.filter(|member| may(*member)).unwrap_or(picked))
+            }
+        }
+    }
+
+    /// An attempt that went through `path` has won.
+    pub fn handle_committed(&self, path: &[TargetIndex], subject: Subject<'_>, now: Instant) {
+        for pair in path.windows(2) {
+            let TargetKind::Group(group) = &self.snapshot.target(pair[0]).kind else { continue };
+            if let Some(table) = group.affinity.as_deref()
+                && let Some(slot) = table.slot(subject)
+            {
+                table.set(slot, &self.snapshot.target(pair[1]).name, now);
+            }
+        }
+    }
+
+    fn pick_afresh(
+        &self,
+        index: TargetIndex,
+        group: &Group,
+        subject: Subject<'_>,
+        now: Instant,
+        may: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let Private { rng, memories, .. } = &mut *self.private.borrow_mut();
+        let memory = memories[index.0 as usize].get_or_insert_with(Memory::default);
+        Picker { snapshot: &self.snapshot, worker: self.worker, rng, memory }.pick(group, subject, now, may)
+    }
+
+    fn member_named(&self, group: &Group, name: &str) -> Option<usize> {
+        group.members.iter().position(|member| *self.snapshot.target(member.target).name == *name)
     }
 }
 
@@ -116,7 +171,10 @@ fn groups(snapshot: &Snapshot) -> impl Iterator<Item = Option<&Group>> {
 mod tests {
     use super::*;
     use crate::pick::tests::world;
+    use crate::record::ClientAddr;
     use crate::snapshot::Policy;
+
+    const NOBODY: Subject<'_> = Subject { client: &ClientAddr::Unix, destination: None };
 
     #[test]
     fn a_new_snapshot_goes_on_where_the_cycle_stood() {
@@ -124,9 +182,9 @@ mod tests {
         let (second, _) = world(Policy::RoundRobin, &[1, 1, 1]);
         let index = TargetIndex(3);
         let view = View::new(Arc::new(first), WorkerIndex(0), 1);
-        assert_eq!(view.pick(index, &group, |_| true), Some(0));
+        assert_eq!(view.pick(index, &group, NOBODY, Instant::ZERO, |_| true), Some(0));
         let view = view.succeeded_by(Arc::new(second));
-        assert_eq!(view.pick(index, &group, |_| true), Some(1));
-        assert_eq!(view.pick(index, &group, |_| true), Some(2));
+        assert_eq!(view.pick(index, &group, NOBODY, Instant::ZERO, |_| true), Some(1));
+        assert_eq!(view.pick(index, &group, NOBODY, Instant::ZERO, |_| true), Some(2));
     }
 }

@@ -1,4 +1,5 @@
-//! Options of TCP sockets, set as configured: those of connections to an upstream ([`Outgoing`]) and those of
+//! Options of TCP sockets, set as configured: those of connections to an upstream
+//! ([`Outgoing`](ringweir_flow::outgoing::Outgoing)) and those of
 //! listening sockets ([`Listening`]), which accepted sockets inherit on Linux. What a system lacks or refuses is an
 //! error that names the option. Nobody comes here for a socket without options.
 

@@ -1,15 +1,26 @@
 //! Fewest active sessions per weight, summed over workers. The sums are read, never written, so two workers that
 //! pick do not slow each other; a pick may be one session out of date, which no user can see.
 
+use super::MANY;
+use super::draw::draw_two;
 use crate::snapshot::{Member, Snapshot};
 
-/// The least loaded of the members for which `may` holds; ties are broken at random.
+/// The least loaded of the members for which `may` holds; ties are broken at random. Of many it is the less loaded of
+/// two drawn ones, which is nearly as even (Mitzenmacher, 2001) and costs the same for any number.
 pub(super) fn pick(
     snapshot: &Snapshot,
     members: &[Member],
     rng: &mut fastrand::Rng,
     may: impl Fn(usize) -> bool,
 ) -> Option<usize> {
+    if members.len() > MANY {
+        let (first, second) = draw_two(members.len(), rng, may)?;
+        let load =
+            |index: usize| snapshot.target(members[index].target).counters.sum(|cell| &cell.active) + 1;
+        let weight = |index: usize| u64::from(members[index].weight);
+        let less = |second: &usize| load(*second) * weight(first) < load(first) * weight(*second);
+        return Some(second.filter(less).unwrap_or(first));
+    }
     let mut best: Option<(usize, u64, u64)> = None;
     let mut ties = 1u32;
     for (index, member) in members.iter().enumerate() {

@@ -4,6 +4,7 @@ use std::mem;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -16,12 +17,16 @@ use crate::dial::{self, AttemptId, Dial, UpstreamAddr};
 use crate::dispatch::{self, Choice};
 use crate::health::Outcome;
 use crate::outgoing::{Origin, Outgoing};
+use crate::pick::Subject;
 use crate::pump::{Direction, Patience, Pumps, Side};
 use crate::resolve::{ResolveError, Resolved};
 use crate::snapshot::{Commit, FirstHop, Route, TargetIndex, TargetKind, Towards, Upstream};
 use crate::time::Instant;
 use crate::view::View;
 use crate::wire::{self, Answer, Destination, Failure, Request};
+
+/// A member that refuses at once is not the fastest.
+const FAILURE_COUNTS_AS: Duration = Duration::from_secs(1);
 
 impl Session {
     pub(super) fn advance_handshake(&mut self, now: Instant) {
@@ -67,7 +72,9 @@ impl Session {
         while let Some(setup) = &mut self.setup
             && matches!(setup.stage, Stage::Reaching)
         {
-            match setup.dispatch.next(&view, now, connect) {
+            let destination = setup.request.as_ref().map(|request| &request.destination);
+            let subject = Subject { client: &self.client, destination };
+            match setup.dispatch.next(&view, subject, now, connect) {
                 dispatch::Next::Try(choice) => self.begin_attempt(&choice, now),
                 dispatch::Next::Wait => return,
                 dispatch::Next::Exhausted => {
@@ -420,6 +427,7 @@ impl Session {
         count(&self.view, &attempt.path, |cell| {
             cell.active.sub(1);
             cell.failed[error.index()].add(1);
+            cell.latency.record(now.since(attempt.begun_at).max(FAILURE_COUNTS_AS), now);
         });
         if self.view.snapshot().log_sessions {
             self.lost.push(attempt.lost(Some(now), Some(error)));
@@ -496,6 +504,9 @@ impl Session {
         let timeouts = self.view.snapshot().listener(self.listener).timeouts;
         let splicing = self.view.snapshot().splicing;
         let Some(setup) = &mut self.setup else { return };
+        let destination = setup.request.as_ref().map(|request| &request.destination);
+        let subject = Subject { client: &self.client, destination };
+        self.view.handle_committed(&winner.path, subject, now);
         let (bytes, allowance) = match (setup.replay.take(), winner.commit) {
             // It has been told all that is known.
             (Some(replay), Commit::FirstByte) => (replay.bytes.len() as u64, replay.allowance),
@@ -518,7 +529,7 @@ impl Session {
         pumps.count_early(Direction::Down, heard.len() as u64);
         self.pumps = Some(pumps);
         self.upstream = Some(winner.upstream);
-        self.measure_commit(&winner);
+        self.measure_commit(&winner, now);
         self.path = winner.path;
         self.committed_at = Some(now);
         self.count(|cell| cell.committed.add(1));

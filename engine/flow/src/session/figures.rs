@@ -25,11 +25,15 @@ impl Session {
     }
 
     /// The upstream is open.
-    pub(super) fn measure_commit(&self, winner: &Attempt) {
+    pub(super) fn measure_commit(&self, winner: &Attempt, now: Instant) {
         let picked_at = self.setup.as_ref().and_then(|setup| setup.picked_at).unwrap_or(winner.begun_at);
         self.measure_listener(Figure::Connect, micros(picked_at, winner.reached_at));
         let took_us = micros(winner.begun_at, winner.reached_at);
-        approach::count(&self.view, &winner.path, |cell| cell.histograms.record(Figure::Connect, took_us));
+        let took_in_all = now.since(winner.begun_at);
+        approach::count(&self.view, &winner.path, |cell| {
+            cell.histograms.record(Figure::Connect, took_us);
+            cell.latency.record(took_in_all, now);
+        });
     }
 
     /// The upstream, which was open from `reached_at` on, has sent its first byte.
@@ -82,8 +86,8 @@ mod tests {
     use crate::reach::Reach;
     use crate::record::ClientAddr;
     use crate::snapshot::{
-        Group, Health, Listener, ListenerIndex, Member, Policy, Protocol, Snapshot, Target, TargetIndex,
-        TargetKind, Timeouts, Upstream, WorkerIndex,
+        Group, Health, Listener, ListenerIndex, Member, Policy, Protocol, Role, Snapshot, Target,
+        TargetIndex, TargetKind, Timeouts, Upstream, WorkerIndex,
     };
     use crate::view::View;
     use crate::way::Splicing;
@@ -103,13 +107,8 @@ mod tests {
             let address = "192.0.2.1:80".parse().unwrap();
             target(TargetKind::Upstream(Upstream::Tcp([address].into())))
         };
-        let group = Group {
-            policy: Policy::Failover,
-            members: [1, 2].map(|index| Member { target: TargetIndex(index), weight: 1 }).into(),
-            attempts: 2,
-            attempt_timeout: Duration::from_secs(4),
-            commit: None,
-        };
+        let member = |index| Member { target: TargetIndex(index), weight: 1, role: Role::Primary };
+        let group = Group::new(Policy::Failover, [1, 2].map(member).into(), 2, Duration::from_secs(4));
         let listener = Listener {
             name: "in".into(),
             protocol: Protocol::Tcp,
