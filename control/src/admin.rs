@@ -109,6 +109,7 @@ fn routes(scope: Scope, gate: Gate, events: mpsc::Sender<Event>) -> Router {
     let read = Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/status", get(status))
+        .route("/events", get(history))
         .route("/histograms", get(histograms))
         .route("/histograms.hlog", get(histogram_log))
         .route("/metrics", get(scrape));
@@ -169,6 +170,17 @@ async fn scrape(State(events): State<mpsc::Sender<Event>>) -> Response {
             ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
         }
         None => ending(),
+    }
+}
+
+async fn history(State(events): State<mpsc::Sender<Event>>) -> Response {
+    let (reply, answer) = oneshot::channel();
+    if events.send(Event::ReadHistory(reply)).await.is_err() {
+        return ending();
+    }
+    match answer.await {
+        Ok(entries) => Json(entries).into_response(),
+        Err(_) => ending(),
     }
 }
 

@@ -13,6 +13,7 @@ use ringweir_flow::snapshot::{
 };
 
 use crate::bind::OpenBind;
+use crate::health::Care;
 use crate::model::{self, Config, Endpoint};
 
 /// What control knows beside the configuration.
@@ -24,6 +25,8 @@ pub(crate) struct Knowledge {
     pub(crate) drained: HashSet<Arc<str>>,
     /// The addresses of upstreams that are written as names, by target.
     pub(crate) addresses: HashMap<Arc<str>, Vec<SocketAddr>>,
+    /// What real traffic shows, and what follows from it.
+    pub(crate) care: Care,
     counters: HashMap<Arc<str>, Arc<TargetCounters>>,
     /// Whom which member of a group served, by group: a reload does not forget it.
     affinities: HashMap<Arc<str>, Arc<Affinity>>,
@@ -78,11 +81,11 @@ pub(crate) fn assemble(
         .zip(&config.targets)
         .map(|(index, target)| Target {
             name: Arc::clone(&target.name),
-            kind: kind(target, knowledge),
+            kind: kind(config, target, knowledge),
             health: health(config, knowledge, TargetIndex(index)),
             outgoing: outgoing(target),
-            watch: None,
-            trial: None,
+            watch: knowledge.care.watch(&target.name),
+            trial: knowledge.care.trial(&target.name),
             counters: Arc::clone(
                 knowledge
                     .counters
@@ -116,10 +119,10 @@ fn open_binds(config: &Config, binds: &[OpenBind]) -> Vec<Bind> {
         .collect()
 }
 
-fn kind(target: &model::Target, knowledge: &mut Knowledge) -> TargetKind {
+fn kind(config: &Config, target: &model::Target, knowledge: &mut Knowledge) -> TargetKind {
     match &target.kind {
         model::TargetKind::Group(group) => {
-            let mut group = group.clone();
+            let mut group = knowledge.care.group(config, &target.name, group);
             if let Some(table) = &mut group.affinity {
                 let known = knowledge.affinities.entry(Arc::clone(&target.name));
                 let known = known.or_insert_with(|| Arc::clone(table));
@@ -185,7 +188,8 @@ fn health(config: &Config, knowledge: &Knowledge, index: TargetIndex) -> Health 
     }
     match &target.kind {
         model::TargetKind::Upstream(_) => {
-            knowledge.health.get(&target.name).copied().unwrap_or(Health::Unknown)
+            let found = knowledge.health.get(&target.name).copied().unwrap_or(Health::Unknown);
+            knowledge.care.health(&target.name, found)
         }
         model::TargetKind::Group(group) => group
             .members

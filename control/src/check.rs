@@ -21,6 +21,9 @@ use crate::resolve::Names;
 /// How many probes are in flight at once, over all targets.
 pub(crate) const MAX_PROBES: usize = 64;
 
+/// How long a probe may take where no check says.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(3);
+
 /// Waits are drawn from this much around the scheduled ones, so that probes of many targets do not march in step.
 const JITTER: f64 = 0.1;
 
@@ -100,6 +103,14 @@ pub(crate) fn start(
         }
     });
     Running { upstream, task }
+}
+
+/// Probes an upstream now, as its check would or by a connect.
+pub(crate) async fn probe_once(upstream: &Upstream, names: &Names, probes: &Semaphore) -> Result<(), String> {
+    let limit = upstream.check.as_ref().map_or(DEFAULT_LIMIT, |check| check.timeout);
+    // The semaphore is never closed.
+    let _permit = probes.acquire().await;
+    probe(upstream, limit, names, &mut Vec::new()).await
 }
 
 /// Connects and closes. All addresses of a name are tried, each for its share of the time.

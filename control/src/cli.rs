@@ -19,6 +19,7 @@ Examples:
   ringweir check /etc/ringweir.toml               every mistake in the file at once
   ringweir forward --listen :8080 --to 10.0.0.1:80 --to 10.0.0.2:80
   ringweir status                                 who is up, who serves how much
+  ringweir events                                 what has happened to targets
   ringweir histogram                              how long things take: percentiles
   ringweir drain tokyo                            no new sessions there
 
@@ -70,6 +71,14 @@ Examples:
         /// Write what is recorded from now on, so often, e.g. 10s, until interrupted
         #[arg(long, value_name = "TIME", requires = "hlog", value_parser = parse_interval)]
         interval: Option<Duration>,
+    },
+    /// Show what has happened to targets: up, down, ejected, returned, replaced
+    Events {
+        #[command(flatten)]
+        admin: AdminArgument,
+        /// For machines
+        #[arg(long)]
+        json: bool,
     },
     /// Let the daemon read its file again; it is applied whole or refused whole
     Reload {

@@ -1,6 +1,8 @@
 //! The control loop: one task that owns the configuration, what is known of targets, and the binds; everything that
 //! happens reaches it as an [`Event`], and every change leaves it as a snapshot.
 
+mod health;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use std::time::Duration;
 use ringweir_flow::account::ListenerCounters;
 use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::Resolver;
-use ringweir_flow::snapshot::{Health, Snapshot};
+use ringweir_flow::snapshot::Snapshot;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -18,12 +20,14 @@ use crate::assemble::{Knowledge, assemble};
 use crate::bind::{self, OpenBind, Opened};
 use crate::check::{self, Finding, MAX_PROBES};
 use crate::config;
+use crate::health::Care;
+use crate::health::history::Entry;
 use crate::histogram::{Keeper, Source};
 use crate::metrics::Reloads;
 use crate::model::{Config, Endpoint, EngineKind, TargetKind};
 use crate::resolve::{self, Located, NamePort, Names, Watch};
 use crate::signals::{self, ServiceState};
-use crate::status::{self, CheckStatus, Status};
+use crate::status::{self, Status};
 
 /// Events that may wait; senders wait beyond it.
 const EVENTS: usize = 256;
@@ -76,6 +80,8 @@ pub(crate) enum Event {
     SetDrained { target: String, drained: bool, reply: oneshot::Sender<Result<String, String>> },
     /// Somebody wants to see how things stand.
     Observe(oneshot::Sender<Observation>),
+    /// Somebody wants to see what has happened to targets.
+    ReadHistory(oneshot::Sender<Vec<Entry>>),
     /// Somebody wants to see what was recorded.
     ReadHistograms(oneshot::Sender<Source>),
     /// SIGUSR1.
@@ -114,7 +120,8 @@ pub(crate) async fn serve(
     let (findings, mut found) = mpsc::channel(EVENTS);
     let (locations, mut located) = mpsc::channel(EVENTS);
     open_admin(&config, &settings, &events).await?;
-    let mut daemon = Daemon::start(config, settings, findings, locations, start).await?;
+    let (care, mut noticed) = Care::new();
+    let mut daemon = Daemon::start(config, settings, care, (findings, locations), start).await?;
     signals::listen(events).map_err(|error| format!("signals cannot be handled: {error}"))?;
     signals::notify(ServiceState::Ready);
     tracing::info!(target: crate::logging::ANNOUNCEMENTS, "ready");
@@ -122,9 +129,14 @@ pub(crate) async fn serve(
     drain_look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let histograms_at = daemon.histograms.next_at();
+        let care_at = daemon.knowledge.care.poll_timeout();
         tokio::select! {
             Some(event) = inbox.recv() => daemon.handle_event(event).await,
             Some(finding) = found.recv() => daemon.handle_finding(finding),
+            Some(notice) = noticed.recv() => daemon.handle_notice(notice),
+            () = sleep_until(care_at.unwrap_or_else(Instant::now)), if care_at.is_some() => {
+                daemon.handle_care_due();
+            }
             Some(location) = located.recv() => daemon.handle_located(location),
             () = sleep_until(histograms_at.unwrap_or_else(Instant::now)), if histograms_at.is_some() => {
                 daemon.histograms.handle_due(&daemon.snapshot);
@@ -204,14 +216,16 @@ impl Daemon {
     async fn start(
         config: Config,
         settings: Settings,
-        findings: mpsc::Sender<Finding>,
-        locations: mpsc::Sender<Located>,
+        care: Care,
+        (findings, locations): (mpsc::Sender<Finding>, mpsc::Sender<Located>),
         start: impl FnOnce(StartRequest) -> Result<Started, String>,
     ) -> Result<Daemon, String> {
         let workers = config.engine.workers.count();
         let histograms = Keeper::new(config.histograms.clone());
         let names = Arc::new(Names::new(&config.resolver)?);
         let mut knowledge = Knowledge::default();
+        knowledge.care = care;
+        knowledge.care.reconfigure(&config);
         bind::try_upstreams(&config)?;
         let (binds, opened, next_bind) =
             bind::open_all(&config, &[], workers, 1).map_err(|error| error.to_string())?;
@@ -321,34 +335,14 @@ impl Daemon {
             Event::Observe(reply) => {
                 let _ = reply.send(self.observe());
             }
+            Event::ReadHistory(reply) => {
+                let _ = reply.send(self.knowledge.care.history.entries());
+            }
             Event::ReadHistograms(reply) => {
                 let _ = reply.send(self.histograms.source(&self.snapshot));
             }
             Event::WriteHistograms => self.histograms.handle_request(&self.snapshot),
             Event::Terminate => self.handle_terminate(),
-        }
-    }
-
-    fn handle_finding(&mut self, finding: Finding) {
-        let target = Arc::clone(&finding.target);
-        // A probe that was under way when its target was removed.
-        if !self.checks.contains_key(&target) {
-            return;
-        }
-        let now = Instant::now();
-        let before = self.knowledge.health.insert(Arc::clone(&target), finding.health);
-        let changed = before.unwrap_or(Health::Unknown) != finding.health;
-        let health_since = match self.last_probes.get(&target) {
-            Some(probed) if !changed => probed.health_since,
-            Some(_) | None => now,
-        };
-        if changed {
-            let (health, error) = (finding.health.as_str(), finding.error.as_deref());
-            tracing::info!(target_name = &*target, health, error, "health changed");
-        }
-        self.last_probes.insert(target, Probed { finding, at: now, health_since });
-        if changed {
-            self.publish(Vec::new());
         }
     }
 
@@ -362,61 +356,6 @@ impl Daemon {
             self.knowledge.addresses.insert(located.target, located.addresses);
             self.publish(Vec::new());
         }
-    }
-
-    fn set_drained(&mut self, name: &str, drained: bool) -> Result<String, String> {
-        let Some(target) = self.config.targets.iter().find(|target| &*target.name == name) else {
-            return Err(format!("there is no target called {name:?}\n"));
-        };
-        let name = Arc::clone(&target.name);
-        let changed = if drained {
-            self.knowledge.drained.insert(Arc::clone(&name))
-        } else {
-            self.knowledge.drained.remove(&name)
-        };
-        if changed {
-            tracing::info!(target_name = &*name, drained, "the operator's word");
-            self.publish(Vec::new());
-        }
-        let active = self
-            .snapshot
-            .targets
-            .iter()
-            .find(|target| target.name == name)
-            .map_or(0, |target| target.counters.sum(|cell| &cell.active));
-        Ok(if drained {
-            format!("{name} gets no new sessions; {active} are running\n")
-        } else {
-            format!("{name} gets new sessions again\n")
-        })
-    }
-
-    fn observe(&self) -> Observation {
-        let mut targets = status::targets(&self.snapshot);
-        for target in &mut targets {
-            target.check = self.last_probes.get(target.name.as_str()).map(|probed| CheckStatus {
-                error: probed.finding.error.clone(),
-                took_ms: (probed.finding.took.as_secs_f64() * 1e6).round() / 1e3,
-                ago_seconds: probed.at.elapsed().as_secs_f64(),
-                health_for_seconds: probed.health_since.elapsed().as_secs_f64(),
-            });
-        }
-        let status = Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            engine: self.engine.to_owned(),
-            workers: self.workers,
-            per_worker: status::per_worker(&self.snapshot, self.workers),
-            uptime_seconds: self.started_at.elapsed().as_secs(),
-            phase: match self.phase {
-                Phase::Serving => "serving",
-                Phase::Draining { .. } | Phase::Stopping => "draining",
-            }
-            .to_owned(),
-            generation: self.snapshot.generation,
-            listeners: status::listeners(&self.snapshot),
-            targets,
-        };
-        Observation { status, reloads: self.reloads, snapshot: Arc::clone(&self.snapshot) }
     }
 }
 
@@ -456,6 +395,7 @@ impl Daemon {
         self.next_bind = next_bind;
         self.config = config;
         self.knowledge.retain(&self.config);
+        self.knowledge.care.reconfigure(&self.config);
         self.watch_targets();
         self.publish(opened);
         self.announce(&before);
@@ -519,15 +459,6 @@ impl Daemon {
             later.push("[resolver]");
         }
         later
-    }
-
-    fn publish(&mut self, opened: Vec<Opened>) {
-        let generation = self.snapshot.generation + 1;
-        let sessions = self.config.log.sessions;
-        let snapshot =
-            assemble(&self.config, &mut self.knowledge, &self.binds, self.workers, generation, sessions);
-        self.snapshot = Arc::new(snapshot);
-        self.driver.publish(Arc::clone(&self.snapshot), opened);
     }
 
     /// Starts checks and lookups that are new, and ends those that are gone or asked for otherwise.

@@ -16,6 +16,7 @@ mod client;
 pub mod config;
 mod daemon;
 mod forward;
+mod health;
 mod histogram;
 mod logging;
 mod metrics;
@@ -36,6 +37,7 @@ pub use crate::cli::Cli;
 use crate::cli::{AdminArgument, Command, Run};
 pub use crate::daemon::{Driver, StartRequest, Started};
 use crate::daemon::{Settings, serve};
+use crate::health::history::{self, Entry};
 use crate::histogram::Report;
 pub use crate::metrics::METRICS;
 use crate::model::Config;
@@ -110,6 +112,7 @@ fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, Strin
             runtime()?.block_on(histogram::dump(&admin, &file, interval))?;
         }
         Command::Histogram { admin, json, .. } => show_histograms(&admin, json)?,
+        Command::Events { admin, json } => show_events(&admin, json)?,
         Command::Reload { admin } => print(&ask(&admin, Method::POST, "/reload")?)?,
         Command::Drain { target, admin } => print(&ask(&admin, Method::POST, &query("/drain", &target))?)?,
         Command::Undrain { target, admin } => {
@@ -132,6 +135,16 @@ fn show_histograms(admin: &AdminArgument, json: bool) -> Result<(), String> {
     let report: Report =
         serde_json::from_str(&text).map_err(|error| format!("the histograms cannot be read: {error}"))?;
     print(&report.to_table())
+}
+
+fn show_events(admin: &AdminArgument, json: bool) -> Result<(), String> {
+    let text = ask(admin, Method::GET, "/events")?;
+    if json {
+        return print(&format!("{text}\n"));
+    }
+    let entries: Vec<Entry> =
+        serde_json::from_str(&text).map_err(|error| format!("the events cannot be read: {error}"))?;
+    print(&history::to_table(&entries))
 }
 
 fn serve_until_told(

@@ -40,6 +40,7 @@ pub const METRICS: &[(&str, &str)] = &[
     ("target_sessions", "Attempts that became sessions"),
     ("target_attempt_failures", "Attempts that failed, by kind"),
     ("target_resets", "Sessions that the target reset"),
+    ("target_events", "Changes of the target's health, by what happened"),
     ("target_bytes", "Bytes moved to and from the target, by direction"),
     ("listener_dispatch", "From accept to the first target that was picked"),
     ("listener_connect", "From the first pick to an open upstream"),
@@ -185,7 +186,7 @@ impl Scrape {
         let targets = &self.status.targets;
         let name: Vec<_> = targets.iter().map(|target| [("target", target.name.as_str())]).collect();
         let each = || targets.iter().zip(&name);
-        let is_up = |health: &str| u64::from(health == "up" || health == "unknown");
+        let is_up = |health: &str| u64::from(matches!(health, "up" | "unknown" | "trial"));
         gauges(encoder, "target_up", each().map(|(one, labels)| (&labels[..], is_up(&one.health))))?;
         gauges(encoder, "target_active", each().map(|(one, labels)| (&labels[..], one.active)))?;
         counters(encoder, "target_attempts", each().map(|(one, labels)| (&labels[..], one.attempts)))?;
@@ -204,6 +205,15 @@ impl Scrape {
             failed.iter().map(|(labels, count)| (&labels[..], *count)),
         )?;
         counters(encoder, "target_resets", each().map(|(one, labels)| (&labels[..], one.resets)))?;
+        let events: Vec<_> = targets
+            .iter()
+            .flat_map(|one| {
+                one.events
+                    .iter()
+                    .map(|(event, count)| ([("target", &*one.name), ("event", event.as_str())], *count))
+            })
+            .collect();
+        counters(encoder, "target_events", events.iter().map(|(labels, count)| (&labels[..], *count)))?;
         let bytes: Vec<_> = targets
             .iter()
             .flat_map(|one| {

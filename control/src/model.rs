@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use ringweir_flow::health::Terms;
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::snapshot::{Group, Hop, Protocol, ProxyProtocol, TargetIndex, Timeouts, Towards};
@@ -268,6 +269,21 @@ pub struct Target {
     pub name: Arc<str>,
     /// Upstream or group.
     pub kind: TargetKind,
+    /// What is configured of its health beside its check.
+    pub health: HealthSettings,
+}
+
+/// What is configured of a target's health beside its check.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HealthSettings {
+    /// When what real sessions meet at an upstream ejects it; `None` for never.
+    pub passive: Option<Terms>,
+    /// Of a group: the share of its members that may be ejected at once.
+    pub max_ejected: f64,
+    /// Of a group: how long a member that returns takes until it has its whole share.
+    pub slow_start: Option<Duration>,
+    /// Of a group: how many members serve; the others are the reserve.
+    pub active: Option<usize>,
 }
 
 /// Upstream or group.

@@ -96,8 +96,26 @@ pub(crate) struct TargetStatus {
     /// Of a group, the names of its members.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) members: Vec<String>,
-    /// `unknown`, `up`, `down` or `draining`.
+    /// Of a group, those of them that get no new sessions, with their health.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) out: BTreeMap<String, String>,
+    /// Of a group with `active`, those that wait to take a place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) reserve: Vec<String>,
+    /// `unknown`, `up`, `down`, `draining`, `ejected` or `trial`.
     pub(crate) health: String,
+    /// Why, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) why: Option<String>,
+    /// For how long.
+    #[serde(default)]
+    pub(crate) health_for_seconds: f64,
+    /// How often it was ejected for what real sessions met there.
+    #[serde(default)]
+    pub(crate) ejections: u64,
+    /// What has happened to its health, and how often.
+    #[serde(default)]
+    pub(crate) events: BTreeMap<String, u64>,
     /// The last probe, where one was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) check: Option<CheckStatus>,
@@ -113,6 +131,12 @@ pub(crate) struct TargetStatus {
     pub(crate) failed: BTreeMap<String, u64>,
     /// Sessions that it reset.
     pub(crate) resets: u64,
+    /// Those of them that it reset before it had sent anything.
+    #[serde(default)]
+    pub(crate) early_resets: u64,
+    /// Attempts whose first byte was awaited in vain.
+    #[serde(default)]
+    pub(crate) first_byte_timeouts: u64,
     /// Bytes from clients.
     pub(crate) bytes_up: u64,
     /// Bytes to clients.
@@ -210,7 +234,13 @@ pub(crate) fn targets(snapshot: &Snapshot) -> Vec<TargetStatus> {
                 kind: kind.to_owned(),
                 detail,
                 members,
+                out: BTreeMap::new(),
+                reserve: Vec::new(),
                 health: target.health.as_str().to_owned(),
+                why: None,
+                health_for_seconds: 0.0,
+                ejections: 0,
+                events: BTreeMap::new(),
                 check: None,
                 active: sum(|cell| &cell.active),
                 attempts: sum(|cell| &cell.attempts),
@@ -223,6 +253,8 @@ pub(crate) fn targets(snapshot: &Snapshot) -> Vec<TargetStatus> {
                     .filter(|(_, count)| *count > 0)
                     .collect(),
                 resets: sum(|cell| &cell.resets),
+                early_resets: sum(|cell| &cell.outcomes.early_resets),
+                first_byte_timeouts: sum(|cell| &cell.outcomes.first_byte_timeouts),
                 bytes_up: sum(|cell| &cell.bytes_up),
                 bytes_down: sum(|cell| &cell.bytes_down),
             }
@@ -354,8 +386,15 @@ impl TargetStatus {
         if !self.members.is_empty() {
             let _ = write!(what, " over {}", self.members.join(", "));
         }
-        if let Some(error) = self.check.as_ref().and_then(|check| check.error.as_ref()) {
-            let _ = write!(what, " ({error})");
+        for (member, health) in &self.out {
+            let _ = write!(what, "; {member} is {health}");
+        }
+        if !self.reserve.is_empty() {
+            let _ = write!(what, "; in reserve: {}", self.reserve.join(", "));
+        }
+        let error = self.check.as_ref().and_then(|check| check.error.as_ref());
+        if let Some(why) = error.or(self.why.as_ref()) {
+            let _ = write!(what, " ({why})");
         }
         vec![
             self.name.clone(),

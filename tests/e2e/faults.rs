@@ -163,7 +163,7 @@ fn the_next_member_is_tried_when_one_refuses(engine: Engine) {
     let config = format!(
         "[[listener]]\nname = \"in\"\nbind = \"127.0.0.1:0\"\nprotocol = \"tcp\"\ntarget = \"pool\"\n\
          [upstream.dead]\naddress = \"{}\"\n[upstream.live]\naddress = \"{}\"\n\
-         [group.pool]\npolicy = \"round-robin\"\nmembers = [\"dead\", \"live\"]\n",
+         [group.pool]\npolicy = \"round-robin\"\nmembers = [\"dead\", \"live\"]\npassive = false\n",
         dead.address(),
         server.address()
     );

@@ -17,6 +17,7 @@ mod histograms;
 mod http;
 mod lifecycle;
 mod names;
+mod passive;
 mod policies;
 mod proxies;
 mod relay;

@@ -10,10 +10,11 @@ use ringweir_flow::pick::Maglev;
 use ringweir_flow::snapshot::{Group, MAX_NESTING, Member, Policy, Role, TargetIndex};
 
 use super::diagnostic::did_you_mean;
+use super::health;
 use super::listeners::RawListener;
 use super::reader::Node;
 use super::targets::{Declared, DeclaredGroup, DeclaredKind};
-use crate::model::{Check, Endpoint, Target, TargetKind, Upstream, Via};
+use crate::model::{Check, Endpoint, HealthSettings, Target, TargetKind, Upstream, Via};
 
 /// How many proxies may follow each other: each costs a round trip, and nobody has named a use for more.
 const MAX_CHAIN: usize = 8;
@@ -73,7 +74,8 @@ pub(crate) fn build(declared: Vec<Declared<'_>>, listeners: &[RawListener<'_>]) 
         if !names.contains_key(name) && is_named(name, &declared, listeners) {
             names.insert(name.into(), TargetIndex((declared.len() + built_in.len()) as u32));
             let upstream = Upstream { endpoint, proxy: None, via: Vec::new(), check: None, outgoing: None };
-            built_in.push(Target { name: name.into(), kind: TargetKind::Upstream(upstream) });
+            let kind = TargetKind::Upstream(upstream);
+            built_in.push(Target { name: name.into(), kind, health: HealthSettings::default() });
         }
     }
     let edges = edges(&declared, &names);
@@ -94,6 +96,8 @@ pub(crate) fn build(declared: Vec<Declared<'_>>, listeners: &[RawListener<'_>]) 
         })
         .collect();
     targets.extend(built_in);
+    let said: Vec<_> = declared.iter().map(|target| target.health.clone()).collect();
+    health::join(&mut targets, &said);
     Graph { targets, names }
 }
 
@@ -219,7 +223,7 @@ fn finish(
         }),
         DeclaredKind::Group(group) => TargetKind::Group(finish_group(group, edges, declared)),
     };
-    Target { name: target.name.into(), kind }
+    Target { name: target.name.into(), kind, health: HealthSettings::default() }
 }
 
 fn finish_group(group: &DeclaredGroup<'_>, edges: &[Edge<'_, '_>], declared: &[Declared<'_>]) -> Group {

@@ -3,6 +3,7 @@
 mod address;
 mod diagnostic;
 mod graph;
+mod health;
 mod listeners;
 mod reader;
 mod schema;

@@ -69,6 +69,20 @@ impl<'a> Node<'a> {
         self.value.as_bool().or_else(|| self.wrong_type("true or false", None))
     }
 
+    /// A share of a whole, from 0 to 1.
+    pub(crate) fn share(&self) -> Option<f64> {
+        let written = match (self.value.as_float(), self.value.as_integer()) {
+            (Some(float), _) => float.as_str().parse::<f64>().ok(),
+            (None, Some(integer)) => integer.as_str().parse::<f64>().ok(),
+            (None, None) => return self.wrong_type("a share from 0.0 to 1.0", None),
+        };
+        let share = written.filter(|share| (0.0..=1.0).contains(share));
+        if share.is_none() {
+            self.report("is not a share from 0.0 to 1.0", None);
+        }
+        share
+    }
+
     pub(crate) fn integer(&self, range: RangeInclusive<u32>) -> Option<u32> {
         let Some(written) = self.value.as_integer() else {
             return self.wrong_type(&format!("a number from {} to {}", range.start(), range.end()), None);

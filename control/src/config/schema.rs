@@ -39,6 +39,7 @@ pub(crate) const LISTENER: &[&str] = &[
 pub(crate) const LISTENER_TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close"];
 pub(crate) const UPSTREAM: &[&str] = &[
     "kind",
+    "passive",
     "address",
     "weight",
     "check",
@@ -66,10 +67,15 @@ pub(crate) const GROUP: &[&str] = &[
     "key",
     "sticky",
     "remember",
+    "passive",
+    "slow_start",
+    "active",
 ];
 pub(crate) const MEMBER: &[&str] = &["target", "weight", "backup"];
 pub(crate) const STICKY: &[&str] = &["key", "ttl", "size"];
 pub(crate) const REMEMBER: &[&str] = &["ttl", "size"];
+pub(crate) const UPSTREAM_PASSIVE: &[&str] = &["failures", "eject", "max_eject"];
+pub(crate) const GROUP_PASSIVE: &[&str] = &["failures", "eject", "max_eject", "max_ejected"];
 pub(crate) const CHECK: &[&str] = &["kind", "schedule", "timeout", "fall", "rise", "double_check"];
 
 /// Every key path that a configuration may have, with `*` where a name of the user's choosing stands.
@@ -86,10 +92,12 @@ pub fn known_keys() -> Vec<String> {
         ("listener.keepalive", KEEPALIVE),
         ("upstream.*", UPSTREAM),
         ("upstream.*.keepalive", KEEPALIVE),
+        ("upstream.*.passive", UPSTREAM_PASSIVE),
         ("group.*", GROUP),
         ("group.*.members", MEMBER),
         ("group.*.sticky", STICKY),
         ("group.*.remember", REMEMBER),
+        ("group.*.passive", GROUP_PASSIVE),
         ("check.*", CHECK),
     ];
     let below = |(section, keys): (&str, &[&str])| {

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use super::address::parse_endpoint;
 use super::diagnostic::did_you_mean;
+use super::health::{self, DeclaredHealth};
 use super::reader::{Node, Table};
 use super::{schema, secrets, sockets};
 use crate::model::{Check, Endpoint, Proxy};
@@ -73,6 +74,7 @@ pub(crate) struct Declared<'a> {
     pub(crate) proxy: Option<Proxy>,
     /// The upstream whose connections it goes through.
     pub(crate) via: Option<Node<'a>>,
+    pub(crate) health: DeclaredHealth,
     pub(crate) kind: DeclaredKind<'a>,
 }
 
@@ -201,9 +203,10 @@ fn upstream<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>, folder: &Pat
     let outgoing = endpoint.as_ref().and_then(|endpoint| sockets::outgoing(&table, endpoint));
     let proxy = proxy(&table, kind.flatten(), folder);
     let via = via(&table, endpoint.as_ref());
+    let health = health::of_upstream(&table, endpoint.as_ref());
     let kind = DeclaredKind::Upstream(endpoint.unwrap_or(Endpoint::Reject));
     let (weight, outgoing) = (weight(&table), outgoing.map(Arc::new));
-    Some(Declared { name, weight, check, outgoing, proxy, via, kind, node })
+    Some(Declared { name, weight, check, outgoing, proxy, via, health, kind, node })
 }
 
 /// What is spoken to an upstream that is a proxy.
@@ -315,6 +318,7 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
     let commits =
         [("connect", Commit::Connect), ("handshake", Commit::Handshake), ("first-byte", Commit::FirstByte)];
     let commit = table.get("commit").and_then(|node| node.choice(&commits));
+    let health = health::of_group(&table, policy, members.len());
     let kind =
         DeclaredKind::Group(DeclaredGroup { policy, members, attempts, attempt_timeout, commit, affinity });
     Some(Declared {
@@ -324,6 +328,7 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
         outgoing: None,
         proxy: None,
         via: None,
+        health,
         kind,
         node,
     })

@@ -301,6 +301,14 @@ impl Group {
         }
     }
 
+    /// The same group where its members, in the same order, have other weights or roles.
+    #[must_use]
+    pub fn with_members(&self, members: Arc<[Member]>) -> Group {
+        let Group { policy, attempts, attempt_timeout, commit, .. } = *self;
+        let (affinity, maglev) = (self.affinity.clone(), self.maglev.clone());
+        Group { commit, affinity, maglev, ..Group::new(policy, members, attempts, attempt_timeout) }
+    }
+
     /// Whether picks go by what the client asked for.
     pub fn needs_destination(&self) -> bool {
         self.policy == Policy::Hash(HashKey::Destination)
@@ -392,6 +400,17 @@ pub enum Policy {
         /// How many are under way at a time, at least 1.
         parallel: u32,
     },
+}
+
+impl Policy {
+    /// Whether the weights of members mean anything to it.
+    pub const fn is_weighted(self) -> bool {
+        match self {
+            Policy::RoundRobin | Policy::Random | Policy::LeastConnections | Policy::LeastLatency => true,
+            // A hash that followed weights as they grow would move keys at every step.
+            Policy::Hash(_) | Policy::Failover | Policy::Race { .. } => false,
+        }
+    }
 }
 
 /// Whether a target may be picked.

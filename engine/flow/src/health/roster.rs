@@ -97,6 +97,11 @@ impl Roster {
         self.members.iter().filter(|seat| seat.role == Role::Serving).map(|seat| &seat.name)
     }
 
+    /// Who waits, as written.
+    pub fn reserve(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.members.iter().filter(|seat| seat.role != Role::Serving).map(|seat| &seat.name)
+    }
+
     /// How a member is from now on.
     pub fn handle_wellness(&mut self, name: &str, wellness: Wellness) {
         let Some(seat) = self.members.iter_mut().find(|seat| &*seat.name == name) else { return };
@@ -104,6 +109,20 @@ impl Roster {
             seat.role = Role::Spare;
         }
         seat.wellness = wellness;
+    }
+
+    /// How every member is of whom anything is known.
+    pub fn handle_all(&mut self, wellness: impl Fn(&str) -> Option<Wellness>) {
+        let changed: Vec<_> = self
+            .members
+            .iter()
+            .filter_map(|seat| Some((Arc::clone(&seat.name), wellness(&seat.name)?, seat.wellness)))
+            .filter(|(_, now, before)| now != before)
+            .map(|(name, now, _)| (name, now))
+            .collect();
+        for (name, wellness) in changed {
+            self.handle_wellness(&name, wellness);
+        }
     }
 
     /// The next thing to do, if there is any.

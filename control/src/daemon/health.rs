@@ -1,0 +1,172 @@
+//! What becomes of targets: findings of checks, what workers have seen, the operator's word; and the snapshot that
+//! follows from it.
+
+use std::sync::Arc;
+
+use ringweir_flow::snapshot::Health;
+use tokio::time::Instant;
+
+use super::{Daemon, Observation, Phase, Probed};
+use crate::assemble::assemble;
+use crate::bind::Opened;
+use crate::check::{self, Finding};
+use crate::health::{Notice, members_out};
+use crate::model::TargetKind;
+use crate::status::{self, CheckStatus, Status};
+
+impl Daemon {
+    pub(super) fn handle_finding(&mut self, finding: Finding) {
+        let target = Arc::clone(&finding.target);
+        // A probe that was under way when its target was removed.
+        if !self.checks.contains_key(&target) {
+            return;
+        }
+        let now = Instant::now();
+        let before = self.knowledge.health.insert(Arc::clone(&target), finding.health);
+        let changed = before.unwrap_or(Health::Unknown) != finding.health;
+        let health_since = match self.last_probes.get(&target) {
+            Some(probed) if !changed => probed.health_since,
+            Some(_) | None => now,
+        };
+        self.last_probes.insert(target, Probed { finding, at: now, health_since });
+        if changed {
+            self.publish(Vec::new());
+        }
+    }
+
+    /// A worker has called, or a spare was probed.
+    pub(super) fn handle_notice(&mut self, notice: Notice) {
+        let care = &mut self.knowledge.care;
+        let is_changed = match notice {
+            Notice::Raised(target) => care.handle_raised(&target, &self.snapshot),
+            Notice::Probed { group, spare, error } => care.handle_probed(&group, &spare, error),
+        };
+        if is_changed {
+            self.publish(Vec::new());
+        } else {
+            self.replace_ill_members();
+        }
+    }
+
+    /// The time of an ejection, or of a step of a slow start, has come.
+    pub(super) fn handle_care_due(&mut self) {
+        if self.knowledge.care.handle_timeout() {
+            self.publish(Vec::new());
+        } else {
+            self.replace_ill_members();
+        }
+    }
+
+    /// Puts a snapshot together and gives it to the engine.
+    pub(super) fn publish(&mut self, opened: Vec<Opened>) {
+        let generation = self.snapshot.generation + 1;
+        let mut snapshot = self.assemble(generation);
+        if self.knowledge.care.release_the_needed(&snapshot) {
+            snapshot = self.assemble(generation);
+        }
+        let probes = &self.last_probes;
+        let why = |name: &str, health: Health| match health {
+            Health::Down => probes.get(name).and_then(|probed| probed.finding.error.clone()),
+            Health::Draining | Health::Disabled => Some("the operator's word".to_owned()),
+            Health::Unknown | Health::Up | Health::Ejected | Health::Trial => None,
+        };
+        let change = (&*self.snapshot, &snapshot);
+        if self.knowledge.care.handle_change(change, &self.config, why) {
+            snapshot = self.assemble(generation);
+        }
+        self.snapshot = Arc::new(snapshot);
+        self.driver.publish(Arc::clone(&self.snapshot), opened);
+        self.replace_ill_members();
+    }
+
+    fn assemble(&mut self, generation: u64) -> ringweir_flow::snapshot::Snapshot {
+        let sessions = self.config.log.sessions;
+        assemble(&self.config, &mut self.knowledge, &self.binds, self.workers, generation, sessions)
+    }
+
+    /// Probes spares whose turn it is; the answers come as notices.
+    fn replace_ill_members(&mut self) {
+        for (group, spare) in self.knowledge.care.spares_to_probe(&self.snapshot) {
+            let notices = self.knowledge.care.notices();
+            let target = self.config.targets.iter().find(|target| target.name == spare);
+            let (names, probes) = (Arc::clone(&self.names), Arc::clone(&self.probes));
+            match target.map(|target| &target.kind) {
+                Some(TargetKind::Upstream(upstream)) => {
+                    let upstream = upstream.clone();
+                    tokio::spawn(async move {
+                        let error = check::probe_once(&upstream, &names, &probes).await.err();
+                        // Nobody listens when the daemon ends.
+                        let _ = notices.send(Notice::Probed { group, spare, error });
+                    });
+                }
+                // What is inside a group was judged where it stands.
+                Some(TargetKind::Group(_)) | None => {
+                    let _ = notices.send(Notice::Probed { group, spare, error: None });
+                }
+            }
+        }
+    }
+
+    pub(super) fn set_drained(&mut self, name: &str, drained: bool) -> Result<String, String> {
+        let Some(target) = self.config.targets.iter().find(|target| &*target.name == name) else {
+            return Err(format!("there is no target called {name:?}\n"));
+        };
+        let name = Arc::clone(&target.name);
+        let changed = if drained {
+            self.knowledge.drained.insert(Arc::clone(&name))
+        } else {
+            self.knowledge.drained.remove(&name)
+        };
+        if changed {
+            tracing::info!(target_name = &*name, drained, "the operator's word");
+            self.publish(Vec::new());
+        }
+        let active = self
+            .snapshot
+            .targets
+            .iter()
+            .find(|target| target.name == name)
+            .map_or(0, |target| target.counters.sum(|cell| &cell.active));
+        Ok(if drained {
+            format!("{name} gets no new sessions; {active} are running\n")
+        } else {
+            format!("{name} gets new sessions again\n")
+        })
+    }
+
+    pub(super) fn observe(&self) -> Observation {
+        let mut targets = status::targets(&self.snapshot);
+        let care = &self.knowledge.care;
+        for (target, served) in targets.iter_mut().zip(&self.snapshot.targets) {
+            let (since, why) = care.standing(&target.name);
+            target.health_for_seconds = since.as_secs_f64();
+            target.why = why;
+            target.out = members_out(&self.snapshot, &served.kind);
+            target.reserve = care.reserve(&target.name);
+            target.ejections = care.ejections(&target.name);
+            target.events = care.history.counts(&target.name);
+            target.check = self.last_probes.get(target.name.as_str()).map(|probed| CheckStatus {
+                error: probed.finding.error.clone(),
+                took_ms: (probed.finding.took.as_secs_f64() * 1e6).round() / 1e3,
+                ago_seconds: probed.at.elapsed().as_secs_f64(),
+                health_for_seconds: probed.health_since.elapsed().as_secs_f64(),
+            });
+        }
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            engine: self.engine.to_owned(),
+            workers: self.workers,
+            per_worker: status::per_worker(&self.snapshot, self.workers),
+            uptime_seconds: self.started_at.elapsed().as_secs(),
+            phase: match self.phase {
+                Phase::Serving => "serving",
+                Phase::Draining { .. } | Phase::Stopping => "draining",
+            }
+            .to_owned(),
+            generation: self.snapshot.generation,
+            listeners: status::listeners(&self.snapshot),
+            targets,
+        };
+        Observation { status, reloads: self.reloads, snapshot: Arc::clone(&self.snapshot) }
+    }
+}
