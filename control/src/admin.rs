@@ -115,9 +115,11 @@ fn routes(scope: Scope, gate: Gate, events: mpsc::Sender<Event>) -> Router {
         .route("/metrics", get(scrape));
     let all = match scope {
         Scope::ReadOnly => read,
-        Scope::Full => {
-            read.route("/reload", post(reload)).route("/drain", post(drain)).route("/undrain", post(undrain))
-        }
+        Scope::Full => read
+            .route("/reload", post(reload))
+            .route("/probe", post(probe))
+            .route("/drain", post(drain))
+            .route("/undrain", post(undrain)),
     };
     all.layer(middleware::from_fn_with_state(gate, guard)).with_state(events)
 }
@@ -221,6 +223,17 @@ async fn summed<T: Send + 'static>(
 async fn reload(State(events): State<mpsc::Sender<Event>>) -> Response {
     let (reply, answer) = oneshot::channel();
     ask(&events, Event::Reload(Some(reply)), answer, StatusCode::UNPROCESSABLE_ENTITY).await
+}
+
+async fn probe(
+    State(events): State<mpsc::Sender<Event>>,
+    Query(mut query): Query<HashMap<String, String>>,
+) -> Response {
+    let Some(target) = query.remove("target") else {
+        return (StatusCode::BAD_REQUEST, "which target? ask for ?target=NAME\n").into_response();
+    };
+    let (reply, answer) = oneshot::channel();
+    ask(&events, Event::Probe { target, reply }, answer, StatusCode::NOT_FOUND).await
 }
 
 async fn drain(

@@ -85,6 +85,16 @@ Examples:
         #[command(flatten)]
         admin: AdminArgument,
     },
+    /// Probe an upstream now, by its check or else by a connect, and show each stage's time
+    Probe {
+        /// Upstream
+        target: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        admin: AdminArgument,
+    },
     /// Send no new sessions to a target; running ones go on
     Drain {
         /// Upstream or group

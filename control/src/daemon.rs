@@ -32,6 +32,9 @@ use crate::status::{self, Status};
 /// Events that may wait; senders wait beyond it.
 const EVENTS: usize = 256;
 
+/// How long a probe that somebody waits for may take: less than a connection to the admin endpoint lasts.
+const LONGEST_PROBE: Duration = Duration::from_secs(9);
+
 /// How often a draining daemon looks whether its last session has ended: counters are read, nobody reports.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
@@ -76,6 +79,8 @@ pub struct Started {
 pub(crate) enum Event {
     /// The configuration is to be read again; the answer says what came of it.
     Reload(Option<oneshot::Sender<Result<String, String>>>),
+    /// Somebody wants a target probed now.
+    Probe { target: String, reply: oneshot::Sender<Result<String, String>> },
     /// The operator drains a target, or takes that back.
     SetDrained { target: String, drained: bool, reply: oneshot::Sender<Result<String, String>> },
     /// Somebody wants to see how things stand.
@@ -329,6 +334,7 @@ impl Daemon {
                     let _ = reply.send(result);
                 }
             }
+            Event::Probe { target, reply } => self.probe(&target, reply),
             Event::SetDrained { target, drained, reply } => {
                 let _ = reply.send(self.set_drained(&target, drained));
             }

@@ -33,6 +33,7 @@ use clap::{CommandFactory, Parser};
 use hyper::Method;
 
 pub use crate::bind::Opened;
+use crate::check::Probe;
 pub use crate::cli::Cli;
 use crate::cli::{AdminArgument, Command, Run};
 pub use crate::daemon::{Driver, StartRequest, Started};
@@ -114,6 +115,7 @@ fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, Strin
         Command::Histogram { admin, json, .. } => show_histograms(&admin, json)?,
         Command::Events { admin, json } => show_events(&admin, json)?,
         Command::Reload { admin } => print(&ask(&admin, Method::POST, "/reload")?)?,
+        Command::Probe { target, json, admin } => probe(&target, json, &admin)?,
         Command::Drain { target, admin } => print(&ask(&admin, Method::POST, &query("/drain", &target))?)?,
         Command::Undrain { target, admin } => {
             print(&ask(&admin, Method::POST, &query("/undrain", &target))?)?
@@ -125,6 +127,19 @@ fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, Strin
         }
     }
     Ok(())
+}
+
+/// A probe that fails is a failure of the command as well.
+fn probe(target: &str, json: bool, admin: &AdminArgument) -> Result<(), String> {
+    let text = ask(admin, Method::POST, &query("/probe", target))?;
+    let probe: Probe =
+        serde_json::from_str(&text).map_err(|error| format!("the probe cannot be read: {error}"))?;
+    if json {
+        print(&format!("{text}\n"))?;
+    } else {
+        print(&probe.to_table())?;
+    }
+    probe.report.error.map_or(Ok(()), |_| Err(format!("{target} is not well")))
 }
 
 fn show_histograms(admin: &AdminArgument, json: bool) -> Result<(), String> {

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use ringweir_flow::way::Splicing;
 use ringweir_flow::wire::client::Credentials;
 use ringweir_flow::wire::{Destination, HostName};
 use ringweir_socket::Listening;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use zeroize::Zeroizing;
 
 /// The most workers that may be configured.
@@ -392,7 +394,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// An active health check: a TCP (or Unix socket) connect.
+/// An active health check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// Its name.
@@ -407,6 +409,80 @@ pub struct Check {
     pub rise: u32,
     /// Whether a failure counts only when the probe is repeated at once and fails again.
     pub double_check: bool,
+    /// What a probe does.
+    pub kind: CheckKind,
+}
+
+impl Check {
+    /// A connect, as targets without a check are probed when somebody asks.
+    pub fn connect() -> Check {
+        Check {
+            name: "connect".into(),
+            schedule: vec![Duration::from_secs(60)],
+            timeout: Duration::from_secs(3),
+            fall: 1,
+            rise: 1,
+            double_check: false,
+            kind: CheckKind::Tcp,
+        }
+    }
+}
+
+/// What a probe does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckKind {
+    /// Connects and closes.
+    Tcp,
+    /// Asks a question in HTTP/1.1.
+    Http(HttpCheck),
+    /// Says something and waits for an answer.
+    Talk(TalkCheck),
+    /// Runs a program.
+    Exec(ExecCheck),
+}
+
+/// A question in HTTP/1.1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpCheck {
+    /// What proxies are asked for, and `direct` dials.
+    pub destination: Destination,
+    /// The `Host` field.
+    pub authority: String,
+    /// The path with its query.
+    pub path: String,
+    /// The method.
+    pub method: String,
+    /// The statuses of a target that is well.
+    pub expect: Vec<RangeInclusive<u16>>,
+    /// Whether and how it is encrypted.
+    pub tls: Option<Trust>,
+}
+
+/// Whom TLS trusts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trust {
+    /// Whom the certificate must be for.
+    pub server_name: ServerName<'static>,
+    /// The certificates that may have signed it; empty for those that Mozilla trusts.
+    pub roots: Arc<[CertificateDer<'static>]>,
+}
+
+/// Bytes and the answer to them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TalkCheck {
+    /// What is said; may be nothing.
+    pub send: Vec<u8>,
+    /// What the answer must have in it; nothing for any answer.
+    pub expect: Vec<u8>,
+}
+
+/// A program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecCheck {
+    /// What is run, without a shell.
+    pub program: String,
+    /// Its arguments.
+    pub arguments: Vec<String>,
 }
 
 #[cfg(test)]

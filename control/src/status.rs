@@ -10,6 +10,8 @@ use ringweir_flow::snapshot::{FirstHop, Policy, Protocol, Snapshot, TargetKind, 
 use ringweir_flow::way::Refusal;
 use serde::{Deserialize, Serialize};
 
+use crate::check::StageTime;
+
 /// The daemon at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Status {
@@ -150,6 +152,8 @@ pub(crate) struct CheckStatus {
     pub(crate) error: Option<String>,
     /// How long it took.
     pub(crate) took_ms: f64,
+    /// How far it came, and when.
+    pub(crate) stages: Vec<StageTime>,
     /// How long ago it was.
     pub(crate) ago_seconds: f64,
     /// Since when the health is what it is.

@@ -8,6 +8,7 @@ mod harness;
 
 mod admin;
 mod attempts;
+mod checks;
 mod cli;
 mod curl;
 mod exhaustion;

@@ -1,6 +1,7 @@
 //! Reads the configuration: TOML text to a [`Config`] that cannot be wrong, or every mistake in it at once.
 
 mod address;
+mod checks;
 mod diagnostic;
 mod graph;
 mod health;
@@ -68,7 +69,7 @@ pub fn parse(text: &str, file: &str, folder: &Path) -> Result<Config, ConfigErro
 /// thrown away then.
 fn config(root: &Table<'_>, folder: &Path) -> Config {
     let (timeouts, drain) = sections::timeouts(root);
-    let checks = targets::checks(root);
+    let checks = checks::checks(root, folder);
     let declared = targets::declared(root, &checks, folder);
     let raw = listeners::read(root, timeouts, folder);
     let graph = graph::build(declared, &raw);

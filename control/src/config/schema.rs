@@ -76,7 +76,21 @@ pub(crate) const STICKY: &[&str] = &["key", "ttl", "size"];
 pub(crate) const REMEMBER: &[&str] = &["ttl", "size"];
 pub(crate) const UPSTREAM_PASSIVE: &[&str] = &["failures", "eject", "max_eject"];
 pub(crate) const GROUP_PASSIVE: &[&str] = &["failures", "eject", "max_eject", "max_ejected"];
-pub(crate) const CHECK: &[&str] = &["kind", "schedule", "timeout", "fall", "rise", "double_check"];
+pub(crate) const CHECK: &[&str] = &[
+    "kind",
+    "schedule",
+    "timeout",
+    "fall",
+    "rise",
+    "double_check",
+    "url",
+    "method",
+    "status",
+    "ca_file",
+    "send",
+    "expect",
+    "command",
+];
 
 /// Every key path that a configuration may have, with `*` where a name of the user's choosing stands.
 pub fn known_keys() -> Vec<String> {

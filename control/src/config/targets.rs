@@ -15,11 +15,12 @@ use ringweir_flow::wire::client::Credentials;
 use zeroize::Zeroizing;
 
 use super::address::parse_endpoint;
+use super::checks::Checks;
 use super::diagnostic::did_you_mean;
 use super::health::{self, DeclaredHealth};
 use super::reader::{Node, Table};
 use super::{schema, secrets, sockets};
-use crate::model::{Check, Endpoint, Proxy};
+use crate::model::{Check, CheckKind, Endpoint, Proxy};
 
 /// The longest name: names stand in every log line and metric.
 const MAX_NAME_BYTES: usize = 128;
@@ -47,21 +48,6 @@ const MAX_PARALLEL: u32 = 8;
 
 /// A longer wait is a failover's.
 const LONGEST_STAGGER: Duration = Duration::from_secs(60);
-
-/// The longest schedule; nobody reads a longer one.
-const MAX_SCHEDULE: usize = 32;
-
-/// The schedule unless configured otherwise.
-const DEFAULT_SCHEDULE: [u64; 6] = [10, 15, 30, 60, 180, 300];
-
-/// How long one probe may take unless configured otherwise.
-const DEFAULT_PROBE: Duration = Duration::from_secs(3);
-
-/// How many results in a row may be asked for.
-const MAX_IN_A_ROW: u32 = 100;
-
-/// The checks by name.
-pub(crate) type Checks<'a> = HashMap<&'a str, Arc<Check>>;
 
 /// An upstream or group as it is declared.
 #[derive(Debug)]
@@ -101,41 +87,6 @@ pub(crate) struct DeclaredMember<'a> {
     /// That of the target unless it has another here.
     pub(crate) weight: Option<u32>,
     pub(crate) role: Role,
-}
-
-pub(crate) fn checks<'a>(root: &Table<'a>) -> Checks<'a> {
-    let named = root.get("check").and_then(|node| node.named()).unwrap_or_default();
-    named.into_iter().filter_map(|(name, node)| Some((name, Arc::new(check(name, &node)?)))).collect()
-}
-
-fn check(name: &str, node: &Node<'_>) -> Option<Check> {
-    is_name(name, node);
-    let table = node.table(schema::CHECK)?;
-    if let Some(kind) = table.get("kind") {
-        kind.choice(&[("tcp", ())]);
-    }
-    let schedule = match table.get("schedule") {
-        Some(node) => schedule(&node),
-        None => DEFAULT_SCHEDULE.map(Duration::from_secs).to_vec(),
-    };
-    let in_a_row =
-        |key, otherwise| table.get(key).and_then(|node| node.integer(1..=MAX_IN_A_ROW)).unwrap_or(otherwise);
-    Some(Check {
-        name: name.into(),
-        schedule,
-        timeout: table.get("timeout").and_then(|node| node.duration()).unwrap_or(DEFAULT_PROBE),
-        fall: in_a_row("fall", 2),
-        rise: in_a_row("rise", 1),
-        double_check: table.get("double_check").and_then(|node| node.boolean()).unwrap_or(false),
-    })
-}
-
-fn schedule(node: &Node<'_>) -> Vec<Duration> {
-    let waits = node.one_or_more();
-    if waits.is_empty() || waits.len() > MAX_SCHEDULE {
-        node.report(format!("has 1 to {MAX_SCHEDULE} times, not {}", waits.len()), None);
-    }
-    waits.iter().filter_map(|wait| wait.duration()).collect()
 }
 
 /// Every upstream and group, in the order of the text.
@@ -187,8 +138,14 @@ fn upstream<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>, folder: &Pat
         None => endpoint(&table, None),
     };
     let check = check_of(&table, checks);
-    if let (Some(node), Some(Endpoint::Direct | Endpoint::Reject)) = (table.get("check"), &endpoint) {
-        node.report("has nothing to probe: this upstream leads to no fixed endpoint", None);
+    let names_destination = check.as_ref().is_some_and(|check| matches!(check.kind, CheckKind::Http(_)));
+    match (table.get("check"), &endpoint) {
+        (Some(node), Some(Endpoint::Reject)) => node.report("has nothing to probe: nothing is dialled", None),
+        (Some(node), Some(Endpoint::Direct)) if check.is_some() && !names_destination => {
+            let hint = "a check of kind = \"http\" names one".to_owned();
+            node.report("has nothing to probe: this upstream leads to no fixed endpoint", Some(hint));
+        }
+        (Some(_) | None, _) => {}
     }
     let reserved = matches!(
         (name, &endpoint),

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use ringweir_flow::snapshot::Health;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Daemon, Observation, Phase, Probed};
+use super::{Daemon, LONGEST_PROBE, Observation, Phase, Probed};
 use crate::assemble::assemble;
 use crate::bind::Opened;
-use crate::check::{self, Finding};
+use crate::check::{self, Finding, Prober};
 use crate::health::{Notice, members_out};
 use crate::model::TargetKind;
 use crate::status::{self, CheckStatus, Status};
@@ -92,9 +93,11 @@ impl Daemon {
             let (names, probes) = (Arc::clone(&self.names), Arc::clone(&self.probes));
             match target.map(|target| &target.kind) {
                 Some(TargetKind::Upstream(upstream)) => {
-                    let upstream = upstream.clone();
+                    let mut prober = Prober::once(Arc::clone(&spare), upstream.clone(), names);
                     tokio::spawn(async move {
-                        let error = check::probe_once(&upstream, &names, &probes).await.err();
+                        // The semaphore is never closed.
+                        let _permit = probes.acquire().await;
+                        let error = prober.probe().await.error;
                         // Nobody listens when the daemon ends.
                         let _ = notices.send(Notice::Probed { group, spare, error });
                     });
@@ -105,6 +108,28 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// Probes a target once, beside its schedule and without consequences.
+    pub(super) fn probe(&self, name: &str, reply: oneshot::Sender<Result<String, String>>) {
+        let target = self.config.targets.iter().find(|target| *target.name == *name);
+        let upstream = match target.map(|target| &target.kind) {
+            Some(TargetKind::Upstream(upstream)) => upstream.clone(),
+            Some(TargetKind::Group(_)) => {
+                let _ = reply.send(Err(format!("{name} is a group: its members can be probed\n")));
+                return;
+            }
+            None => {
+                let _ = reply.send(Err(format!("there is no upstream {name:?}\n")));
+                return;
+            }
+        };
+        let mut prober = Prober::once(name.into(), upstream, Arc::clone(&self.names)).within(LONGEST_PROBE);
+        tokio::spawn(async move {
+            let answer = prober.probe_for_show().await;
+            // Who asked may be gone.
+            let _ = reply.send(serde_json::to_string(&answer).map_err(|error| error.to_string()));
+        });
     }
 
     pub(super) fn set_drained(&mut self, name: &str, drained: bool) -> Result<String, String> {
@@ -147,7 +172,8 @@ impl Daemon {
             target.events = care.history.counts(&target.name);
             target.check = self.last_probes.get(target.name.as_str()).map(|probed| CheckStatus {
                 error: probed.finding.error.clone(),
-                took_ms: (probed.finding.took.as_secs_f64() * 1e6).round() / 1e3,
+                took_ms: check::millis(probed.finding.took),
+                stages: probed.finding.stages.clone(),
                 ago_seconds: probed.at.elapsed().as_secs_f64(),
                 health_for_seconds: probed.health_since.elapsed().as_secs_f64(),
             });
