@@ -118,6 +118,7 @@ fn routes(scope: Scope, gate: Gate, events: mpsc::Sender<Event>) -> Router {
         Scope::Full => read
             .route("/reload", post(reload))
             .route("/probe", post(probe))
+            .route("/select", post(select))
             .route("/drain", post(drain))
             .route("/undrain", post(undrain)),
     };
@@ -223,6 +224,18 @@ async fn summed<T: Send + 'static>(
 async fn reload(State(events): State<mpsc::Sender<Event>>) -> Response {
     let (reply, answer) = oneshot::channel();
     ask(&events, Event::Reload(Some(reply)), answer, StatusCode::UNPROCESSABLE_ENTITY).await
+}
+
+async fn select(
+    State(events): State<mpsc::Sender<Event>>,
+    Query(mut query): Query<HashMap<String, String>>,
+) -> Response {
+    let (Some(group), Some(target)) = (query.remove("group"), query.remove("target")) else {
+        return (StatusCode::BAD_REQUEST, "whom of which group? ask for ?group=NAME&target=NAME\n")
+            .into_response();
+    };
+    let (reply, answer) = oneshot::channel();
+    ask(&events, Event::Select { group, target, reply }, answer, StatusCode::NOT_FOUND).await
 }
 
 async fn probe(

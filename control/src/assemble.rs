@@ -8,13 +8,14 @@ use ringweir_flow::account::{ListenerCounters, TargetCounters};
 use ringweir_flow::affinity::Affinity;
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::snapshot::{
-    Bind, FirstHop, Health, Hop, Listener, ListenerIndex, Route, Snapshot, Target, TargetIndex, TargetKind,
-    Upstream,
+    Bind, FirstHop, Health, Hop, Listener, ListenerIndex, Member, Route, Snapshot, Target, TargetIndex,
+    TargetKind, Upstream,
 };
 
 use crate::bind::OpenBind;
 use crate::health::Care;
 use crate::model::{self, Config, Endpoint};
+use crate::state::Selections;
 
 /// What control knows beside the configuration.
 #[derive(Debug, Default)]
@@ -28,6 +29,8 @@ pub(crate) struct Knowledge {
     /// What real traffic shows, and what follows from it.
     pub(crate) care: Care,
     counters: HashMap<Arc<str>, Arc<TargetCounters>>,
+    /// Whom the operator selected, by group.
+    pub(crate) selected: Selections,
     /// Whom which member of a group served, by group: a reload does not forget it.
     affinities: HashMap<Arc<str>, Arc<Affinity>>,
     listener_counters: HashMap<Arc<str>, Arc<ListenerCounters>>,
@@ -43,6 +46,7 @@ impl Knowledge {
         self.drained.retain(|name| targets.contains(name));
         self.addresses.retain(|name, _| targets.contains(name));
         self.counters.retain(|name, _| targets.contains(name));
+        self.selected.retain(|name, _| targets.contains(name));
         self.affinities.retain(|name, _| targets.contains(name));
         self.listener_counters.retain(|name, _| listeners.contains(name));
     }
@@ -131,6 +135,12 @@ fn kind(config: &Config, target: &model::Target, knowledge: &mut Knowledge) -> T
                 }
                 *table = Arc::clone(known);
             }
+            let chosen = knowledge.selected.get(&target.name);
+            let position = chosen.and_then(|name| {
+                let named = |member: &Member| config.targets[member.target.0 as usize].name == *name;
+                group.members.iter().position(named)
+            });
+            group.selected = position.and_then(|position| u32::try_from(position).ok()).unwrap_or(0);
             TargetKind::Group(group)
         }
         model::TargetKind::Upstream(upstream) => {

@@ -85,6 +85,15 @@ Examples:
         #[command(flatten)]
         admin: AdminArgument,
     },
+    /// Say which member of a group with policy = "select" serves new sessions
+    Select {
+        /// Group
+        group: String,
+        /// Its member
+        target: String,
+        #[command(flatten)]
+        admin: AdminArgument,
+    },
     /// Probe an upstream now, by its check or else by a connect, and show each stage's time
     Probe {
         /// Upstream

@@ -27,6 +27,7 @@ use crate::metrics::Reloads;
 use crate::model::{Config, Endpoint, EngineKind, TargetKind};
 use crate::resolve::{self, Located, NamePort, Names, Watch};
 use crate::signals::{self, ServiceState};
+use crate::state;
 use crate::status::{self, Status};
 
 /// Events that may wait; senders wait beyond it.
@@ -79,6 +80,8 @@ pub struct Started {
 pub(crate) enum Event {
     /// The configuration is to be read again; the answer says what came of it.
     Reload(Option<oneshot::Sender<Result<String, String>>>),
+    /// The operator selects a member of a group.
+    Select { group: String, target: String, reply: oneshot::Sender<Result<String, String>> },
     /// Somebody wants a target probed now.
     Probe { target: String, reply: oneshot::Sender<Result<String, String>> },
     /// The operator drains a target, or takes that back.
@@ -229,6 +232,7 @@ impl Daemon {
         let histograms = Keeper::new(config.histograms.clone());
         let names = Arc::new(Names::new(&config.resolver)?);
         let mut knowledge = Knowledge::default();
+        knowledge.selected = config.state.as_deref().map(state::load).unwrap_or_default();
         knowledge.care = care;
         knowledge.care.reconfigure(&config);
         bind::try_upstreams(&config)?;
@@ -333,6 +337,9 @@ impl Daemon {
                     // Whoever asked may have left.
                     let _ = reply.send(result);
                 }
+            }
+            Event::Select { group, target, reply } => {
+                let _ = reply.send(self.select(&group, &target));
             }
             Event::Probe { target, reply } => self.probe(&target, reply),
             Event::SetDrained { target, drained, reply } => {

@@ -24,6 +24,7 @@ pub mod model;
 mod paths;
 mod resolve;
 mod signals;
+mod state;
 mod status;
 
 use std::io::Write as _;
@@ -115,6 +116,10 @@ fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, Strin
         Command::Histogram { admin, json, .. } => show_histograms(&admin, json)?,
         Command::Events { admin, json } => show_events(&admin, json)?,
         Command::Reload { admin } => print(&ask(&admin, Method::POST, "/reload")?)?,
+        Command::Select { group, target, admin } => {
+            let path = format!("{}&group={}", query("/select", &target), escaped(&group));
+            print(&ask(&admin, Method::POST, &path)?)?
+        }
         Command::Probe { target, json, admin } => probe(&target, json, &admin)?,
         Command::Drain { target, admin } => print(&ask(&admin, Method::POST, &query("/drain", &target))?)?,
         Command::Undrain { target, admin } => {
@@ -183,8 +188,12 @@ fn runtime() -> Result<tokio::runtime::Runtime, String> {
 
 /// A path with a target's name in its query, every byte that could mean something else escaped (RFC 3986, 2.1).
 fn query(path: &str, target: &str) -> String {
-    let mut text = format!("{path}?target=");
-    for byte in target.bytes() {
+    format!("{path}?target={}", escaped(target))
+}
+
+fn escaped(name: &str) -> String {
+    let mut text = String::new();
+    for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             text.push(char::from(byte));
         } else {

@@ -35,6 +35,8 @@ pub struct Config {
     pub log: Log,
     /// How long SIGTERM waits for running sessions.
     pub drain: Duration,
+    /// The file that keeps the operator's selections, if there is one.
+    pub state: Option<PathBuf>,
     /// The file that histograms are written to, if there is one.
     pub histograms: Option<HistogramFile>,
     /// How names are resolved.

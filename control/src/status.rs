@@ -101,6 +101,9 @@ pub(crate) struct TargetStatus {
     /// Of a group, those of them that get no new sessions, with their health.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) out: BTreeMap<String, String>,
+    /// Of a group with `policy = "select"`, the one that is selected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) selected: Option<String>,
     /// Of a group with `active`, those that wait to take a place.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) reserve: Vec<String>,
@@ -239,6 +242,7 @@ pub(crate) fn targets(snapshot: &Snapshot) -> Vec<TargetStatus> {
                 detail,
                 members,
                 out: BTreeMap::new(),
+                selected: selected(snapshot, &target.kind),
                 reserve: Vec::new(),
                 health: target.health.as_str().to_owned(),
                 why: None,
@@ -296,6 +300,16 @@ fn describe(snapshot: &Snapshot, kind: &TargetKind) -> (&'static str, String, Ve
     }
 }
 
+fn selected(snapshot: &Snapshot, kind: &TargetKind) -> Option<String> {
+    match kind {
+        TargetKind::Group(group) if group.policy == Policy::Select => {
+            let member = group.members.get(group.selected as usize)?;
+            Some(snapshot.target(member.target).name.to_string())
+        }
+        TargetKind::Group(_) | TargetKind::Upstream(_) => None,
+    }
+}
+
 fn addresses_text(addresses: &[SocketAddr]) -> String {
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     if addresses.is_empty() { "not resolved".to_owned() } else { addresses.join(" ") }
@@ -320,6 +334,7 @@ pub(crate) fn policy_name(policy: Policy) -> &'static str {
         Policy::LeastLatency => "least-latency",
         Policy::Hash(_) => "hash",
         Policy::Failover => "failover",
+        Policy::Select => "select",
         Policy::Race { .. } => "race",
     }
 }
@@ -392,6 +407,9 @@ impl TargetStatus {
         }
         for (member, health) in &self.out {
             let _ = write!(what, "; {member} is {health}");
+        }
+        if let Some(selected) = &self.selected {
+            let _ = write!(what, "; selected: {selected}");
         }
         if !self.reserve.is_empty() {
             let _ = write!(what, "; in reserve: {}", self.reserve.join(", "));

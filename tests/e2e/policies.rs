@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use crate::harness::client::{ask_name, assert_echo, read_bytes, socks_tunnel};
-use crate::harness::daemon::{Daemon, Setup};
+use crate::harness::daemon::{Daemon, Setup, ringweir};
 use crate::harness::server::{BlackHole, Refuser, Server, be_patient};
 use crate::harness::status::{named, number};
 use crate::harness::{Engine, PATIENCE, eventually, scenarios};
@@ -27,6 +27,7 @@ scenarios!(Welcome:
     a_failover_remembers_who_served_a_destination,
     backups_serve_when_nobody_else_may,
     what_is_remembered_outlives_a_reload,
+    the_operator_selects_and_a_restart_keeps_it,
 );
 
 /// The servers `a`, `b`, … and a `tcp` listener before a group of them.
@@ -299,4 +300,33 @@ fn what_is_remembered_outlives_a_reload(engine: Engine) {
     let first = names_from(&daemon, 1..21);
     daemon.reload(&(config + "[log]\nlevel = \"info\"\n")).expect("a good configuration");
     assert_eq!(names_from(&daemon, 1..21), first);
+}
+
+fn the_operator_selects_and_a_restart_keeps_it(engine: Engine) {
+    let servers: Vec<Server> = (b'a'..).take(3).map(Server::named).collect();
+    let addresses: Vec<SocketAddr> = servers.iter().map(Server::address).collect();
+    let state = std::env::temp_dir().join(format!("ringweir-select-{}.json", addresses[0].port()));
+    let config =
+        group("select", &[1, 1, 1], &addresses) + &format!("[state]\nfile = \"{}\"\n", state.display());
+    let served = |daemon: &Daemon| char::from(ask_name(daemon.address("in")).expect("served").0);
+    let select =
+        |daemon: &Daemon, target: &str| ringweir(&["select", "pool", target, "--admin", &daemon.admin()]);
+    let daemon = Daemon::start(engine, &config);
+    assert_eq!(served(&daemon), 'a', "the first until somebody says otherwise");
+    let finished = select(&daemon, "c");
+    assert_eq!((finished.code, finished.stdout.as_str()), (0, "pool leads to c\n"));
+    eventually(PATIENCE, "all workers know", || (0..8).all(|_| served(&daemon) == 'c'));
+    assert_eq!(named(&daemon.status(), "targets", "pool")["selected"], "c");
+    let finished = select(&daemon, "d");
+    assert!(
+        finished.code != 0 && finished.stderr.contains("no member of pool: it has a, b, c"),
+        "{}",
+        finished.stderr
+    );
+    daemon.reload(&config).expect("a good configuration");
+    assert_eq!(served(&daemon), 'c');
+    drop(daemon);
+    let daemon = Daemon::start(engine, &config);
+    assert_eq!(served(&daemon), 'c');
+    let _ = std::fs::remove_file(&state);
 }

@@ -247,6 +247,7 @@ fn finish_group(group: &DeclaredGroup<'_>, edges: &[Edge<'_, '_>], declared: &[D
         | Policy::LeastConnections
         | Policy::LeastLatency
         | Policy::Failover
+        | Policy::Select
         | Policy::Race { .. } => None,
     };
     let attempts = group.attempts.unwrap_or(all);

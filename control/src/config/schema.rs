@@ -7,6 +7,7 @@ pub(crate) const ROOT: &[&str] = &[
     "log",
     "timeouts",
     "histograms",
+    "state",
     "resolver",
     "listener",
     "upstream",
@@ -17,6 +18,7 @@ pub(crate) const ENGINE: &[&str] = &["kind", "workers", "splice", "pipes", "busy
 pub(crate) const ADMIN: &[&str] = &["listen", "metrics", "token", "token_file"];
 pub(crate) const LOG: &[&str] = &["level", "format", "sessions"];
 pub(crate) const TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close", "drain"];
+pub(crate) const STATE: &[&str] = &["file"];
 pub(crate) const HISTOGRAMS: &[&str] = &["file", "interval"];
 pub(crate) const RESOLVER: &[&str] = &["servers", "timeout"];
 pub(crate) const LISTENER: &[&str] = &[
@@ -100,6 +102,7 @@ pub fn known_keys() -> Vec<String> {
         ("log", LOG),
         ("timeouts", TIMEOUTS),
         ("histograms", HISTOGRAMS),
+        ("state", STATE),
         ("resolver", RESOLVER),
         ("listener", LISTENER),
         ("listener.timeouts", LISTENER_TIMEOUTS),

@@ -1,6 +1,6 @@
 //! The sections that stand alone: engine, admin, log, timeouts, resolver.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ringweir_flow::snapshot::Timeouts;
@@ -191,6 +191,21 @@ pub(crate) fn histograms(root: &Table<'_>, folder: &Path) -> Option<HistogramFil
         node.report("is empty", None);
     }
     Some(HistogramFile { path: folder.join(name), interval })
+}
+
+/// Where the operator's selections are kept: in the folder that systemd gives to services unless configured otherwise
+/// (systemd.exec(5), StateDirectory).
+pub(crate) fn state(root: &Table<'_>, folder: &Path) -> Option<PathBuf> {
+    let Some(table) = section(root, "state", schema::STATE) else {
+        let folders = std::env::var_os("STATE_DIRECTORY")?;
+        return std::env::split_paths(&folders).next().map(|folder| folder.join("ringweir.json"));
+    };
+    let node = table.required("file")?;
+    let name = node.string()?;
+    if name.is_empty() {
+        node.report("is empty", None);
+    }
+    Some(folder.join(name))
 }
 
 pub(crate) fn resolver(root: &Table<'_>) -> ResolverSettings {

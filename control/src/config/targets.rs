@@ -261,6 +261,7 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
         ("least-latency", Policy::LeastLatency),
         ("hash", Policy::Hash(HashKey::Source)),
         ("failover", Policy::Failover),
+        ("select", Policy::Select),
         ("race", Policy::Race { stagger: Duration::ZERO, parallel: MAX_PARALLEL }),
     ];
     let mut policy =
@@ -306,7 +307,8 @@ fn race(table: &Table<'_>, policy: &mut Policy) {
         | Policy::LeastConnections
         | Policy::LeastLatency
         | Policy::Hash(_)
-        | Policy::Failover => {
+        | Policy::Failover
+        | Policy::Select => {
             for key in ["stagger", "parallel"] {
                 if let Some(node) = table.get(key) {
                     node.report("has a meaning for policy = \"race\" alone", None);

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ringweir_flow::snapshot::Health;
+use ringweir_flow::snapshot::{Health, Policy};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -11,8 +11,10 @@ use super::{Daemon, LONGEST_PROBE, Observation, Phase, Probed};
 use crate::assemble::assemble;
 use crate::bind::Opened;
 use crate::check::{self, Finding, Prober};
+use crate::health::history::Incident;
 use crate::health::{Notice, members_out};
 use crate::model::TargetKind;
+use crate::state;
 use crate::status::{self, CheckStatus, Status};
 
 impl Daemon {
@@ -106,6 +108,46 @@ impl Daemon {
                 Some(TargetKind::Group(_)) | None => {
                     let _ = notices.send(Notice::Probed { group, spare, error: None });
                 }
+            }
+        }
+    }
+
+    /// New sessions of a group go to this member, and to no other.
+    pub(super) fn select(&mut self, group: &str, member: &str) -> Result<String, String> {
+        let target = |name: &str| self.config.targets.iter().find(|target| *target.name == *name);
+        let Some((name, TargetKind::Group(found))) = target(group).map(|target| (&target.name, &target.kind))
+        else {
+            return Err(format!("there is no group {group:?}\n"));
+        };
+        if found.policy != Policy::Select {
+            return Err(format!(
+                "{group} picks by itself: only groups with policy = \"select\" are told whom\n"
+            ));
+        }
+        let names: Vec<&Arc<str>> =
+            found.members.iter().map(|member| &self.config.targets[member.target.0 as usize].name).collect();
+        let Some(chosen) = names.iter().find(|name| &****name == member) else {
+            let names: Vec<&str> = names.iter().map(|name| &***name).collect();
+            return Err(format!("{member:?} is no member of {group}: it has {}\n", names.join(", ")));
+        };
+        let (name, chosen) = (Arc::clone(name), Arc::clone(chosen));
+        self.knowledge.selected.insert(Arc::clone(&name), Arc::clone(&chosen));
+        self.knowledge.care.history.record(&name, Incident::Switched, Some(format!("to {chosen}")));
+        self.publish(Vec::new());
+        Ok(format!("{group} leads to {chosen}{}\n", self.keep_selections()))
+    }
+
+    /// What is to be said of that, if anything.
+    fn keep_selections(&self) -> String {
+        let Some(path) = self.config.state.as_deref() else {
+            return "; not across a restart, for want of state.file".to_owned();
+        };
+        match state::save(path, &self.knowledge.selected) {
+            Ok(()) => String::new(),
+            Err(error) => {
+                let file = path.display();
+                tracing::error!(%file, %error, "the selection is not kept");
+                format!("; not across a restart: {file} cannot be written: {error}")
             }
         }
     }

@@ -30,6 +30,8 @@ pub(crate) enum Incident {
     Undrained,
     /// A spare of the group has taken the place of a member.
     Replaced,
+    /// The operator has selected another member of the group.
+    Switched,
 }
 
 impl Incident {
@@ -44,6 +46,7 @@ impl Incident {
             Incident::Drained => "drained",
             Incident::Undrained => "undrained",
             Incident::Replaced => "replaced",
+            Incident::Switched => "switched",
         }
     }
 

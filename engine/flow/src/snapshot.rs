@@ -269,6 +269,8 @@ pub struct Group {
     pub affinity: Option<Arc<Affinity>>,
     /// The table of [`Policy::Hash`].
     pub maglev: Option<Arc<Maglev>>,
+    /// The position of the member of [`Policy::Select`].
+    pub selected: u32,
     pub(crate) evenness: Evenness,
 }
 
@@ -297,6 +299,7 @@ impl Group {
             commit: None,
             affinity: None,
             maglev: None,
+            selected: 0,
             evenness,
         }
     }
@@ -324,7 +327,8 @@ impl Group {
             | Policy::LeastConnections
             | Policy::LeastLatency
             | Policy::Hash(_)
-            | Policy::Failover => 1,
+            | Policy::Failover
+            | Policy::Select => 1,
         }
     }
 
@@ -337,7 +341,8 @@ impl Group {
             | Policy::LeastConnections
             | Policy::LeastLatency
             | Policy::Hash(_)
-            | Policy::Failover => Duration::ZERO,
+            | Policy::Failover
+            | Policy::Select => Duration::ZERO,
         }
     }
 }
@@ -393,6 +398,8 @@ pub enum Policy {
     Hash(HashKey),
     /// The first member that is up, as written.
     Failover,
+    /// The one that the operator selected, and no other.
+    Select,
     /// Several members at once, as written; the first to win serves.
     Race {
         /// How long after one member the next is begun beside it; a member that fails has its place taken at once.
@@ -408,7 +415,7 @@ impl Policy {
         match self {
             Policy::RoundRobin | Policy::Random | Policy::LeastConnections | Policy::LeastLatency => true,
             // A hash that followed weights as they grow would move keys at every step.
-            Policy::Hash(_) | Policy::Failover | Policy::Race { .. } => false,
+            Policy::Hash(_) | Policy::Failover | Policy::Select | Policy::Race { .. } => false,
         }
     }
 }

@@ -135,6 +135,9 @@ impl Picker<'_> {
                 Some(table) => table.pick(subject.hash(key), members, may),
                 None => (0..members.len()).find(|&index| may(index)),
             },
+            Policy::Select => {
+                Some(group.selected as usize).filter(|&index| index < members.len() && may(index))
+            }
             Policy::Failover | Policy::Race { .. } => (0..members.len()).find(|&index| may(index)),
         }
     }
