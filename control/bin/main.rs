@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ringweir_control::{Driver, Opened, StartRequest, Started};
 use ringweir_flow::close::CloseReason;
+use ringweir_flow::retire::Retirement;
 use ringweir_flow::snapshot::Snapshot;
 
 fn main() -> ExitCode {
@@ -21,6 +22,10 @@ impl Driver for Tokio {
 
     fn drain(&self) {
         self.0.drain();
+    }
+
+    fn retire(&self, order: Arc<Retirement>) {
+        self.0.retire(&order);
     }
 
     fn stop(self: Box<Self>, reason: CloseReason) {
@@ -50,6 +55,7 @@ mod engines {
     use ringweir_control::model::EngineKind;
     use ringweir_control::{Driver, Opened, StartRequest, Started};
     use ringweir_flow::close::CloseReason;
+    use ringweir_flow::retire::Retirement;
     use ringweir_flow::snapshot::Snapshot;
 
     use super::start_tokio;
@@ -63,6 +69,10 @@ mod engines {
 
         fn drain(&self) {
             self.0.drain();
+        }
+
+        fn retire(&self, order: Arc<Retirement>) {
+            self.0.retire(&order);
         }
 
         fn stop(self: Box<Self>, reason: CloseReason) {

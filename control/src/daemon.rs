@@ -11,6 +11,7 @@ use std::time::Duration;
 use ringweir_flow::account::ListenerCounters;
 use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::Resolver;
+use ringweir_flow::retire::Retirement;
 use ringweir_flow::snapshot::Snapshot;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -22,6 +23,7 @@ use crate::check::{self, Finding, MAX_PROBES};
 use crate::config;
 use crate::health::Care;
 use crate::health::history::Entry;
+use crate::health::retire::Retirements;
 use crate::histogram::{Keeper, Source};
 use crate::metrics::Reloads;
 use crate::model::{Config, Endpoint, EngineKind, TargetKind};
@@ -45,6 +47,8 @@ pub trait Driver {
     fn publish(&self, snapshot: Arc<Snapshot>, opened: Vec<Opened>);
     /// Stops accepting, after what waits in the accept queues; sessions go on.
     fn drain(&self);
+    /// Ends the sessions that the order is about.
+    fn retire(&self, order: Arc<Retirement>);
     /// Ends every session for this reason, and returns when the workers are gone.
     fn stop(self: Box<Self>, reason: CloseReason);
 }
@@ -190,6 +194,7 @@ struct Daemon {
     binds: Vec<OpenBind>,
     next_bind: u64,
     snapshot: Arc<Snapshot>,
+    retirements: Retirements,
     probes: Arc<Semaphore>,
     findings: mpsc::Sender<Finding>,
     locations: mpsc::Sender<Located>,
@@ -260,6 +265,7 @@ impl Daemon {
             binds,
             next_bind,
             snapshot,
+            retirements: Retirements::default(),
             probes: Arc::new(Semaphore::new(MAX_PROBES)),
             findings,
             locations,

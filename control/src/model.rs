@@ -288,6 +288,8 @@ pub struct HealthSettings {
     pub slow_start: Option<Duration>,
     /// Of a group: how many members serve; the others are the reserve.
     pub active: Option<usize>,
+    /// Of a failover that goes by latency: how much quicker a member must be to overtake another.
+    pub tolerance: Option<Duration>,
 }
 
 /// Upstream or group.

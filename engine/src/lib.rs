@@ -27,6 +27,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::Resolver;
+use ringweir_flow::retire::Retirement;
 use ringweir_flow::snapshot::{BindId, Snapshot, WorkerIndex};
 use ringweir_pipe::Budget;
 use ringweir_ring::{Capabilities, Ring, SetupError, Waker};
@@ -145,6 +146,13 @@ impl Handle {
     pub fn drain(&self) {
         for worker in &self.workers {
             worker.tell(Message::Drain);
+        }
+    }
+
+    /// Ends the sessions that the order is about.
+    pub fn retire(&self, order: &Arc<Retirement>) {
+        for worker in &self.workers {
+            worker.tell(Message::Retire(Arc::clone(order)));
         }
     }
 

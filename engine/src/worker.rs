@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use ringweir_flow::close::CloseReason;
 use ringweir_flow::pump::Side;
 use ringweir_flow::resolve::{Resolved, Resolver};
+use ringweir_flow::retire::Retirement;
 use ringweir_flow::snapshot::{BindId, Snapshot, WorkerIndex};
 use ringweir_flow::time::Instant;
 use ringweir_flow::view::View;
@@ -30,6 +31,7 @@ pub(crate) enum Message {
     Publish { snapshot: Arc<Snapshot>, opened: Vec<(BindId, Socket)> },
     Drain,
     Stop(CloseReason),
+    Retire(Arc<Retirement>),
     Resolved { id: SessionId, resolved: Resolved },
 }
 
@@ -247,6 +249,7 @@ impl Worker {
                 }
                 Message::Drain => self.close_all_listeners(),
                 Message::Stop(reason) => self.stop(reason),
+                Message::Retire(order) => self.retire(&order),
                 Message::Resolved { id, resolved } => {
                     if let Some(live) = self.sessions.get_mut(id) {
                         live.session.handle_resolved(resolved, self.tools.now);
@@ -287,6 +290,15 @@ impl Worker {
                 stream.receiving = Receiving::Idle;
                 pump::receive(live, id, side, &mut self.tools);
                 buffers -= 1;
+            }
+        }
+    }
+
+    fn retire(&mut self, order: &Arc<Retirement>) {
+        for id in self.sessions.ids() {
+            if let Some(live) = self.sessions.get_mut(id) {
+                live.session.handle_retirement(order, self.tools.now);
+                self.drive(id);
             }
         }
     }

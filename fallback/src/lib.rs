@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::Resolver;
+use ringweir_flow::retire::Retirement;
 use ringweir_flow::snapshot::{BindId, Snapshot, WorkerIndex};
 use socket2::Socket;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -152,6 +153,11 @@ impl Handle {
     /// Stops accepting, after what waits in the accept queues; sessions go on.
     pub fn drain(&self) {
         self.tell_all(|| Message::Drain);
+    }
+
+    /// Ends the sessions that the order is about.
+    pub fn retire(&self, order: &Arc<Retirement>) {
+        self.tell_all(|| Message::Retire(Arc::clone(order)));
     }
 
     /// Ends every session, for [`CloseReason::Drained`] or [`CloseReason::Stopped`], and the workers; returns when they

@@ -16,7 +16,7 @@ use crate::connect::{self, Dials};
 use crate::pump::{self, Lane};
 use crate::seats::Seat;
 use crate::stream::Stream;
-use crate::worker::Worker;
+use crate::worker::{Orders, Worker};
 use crate::{account, handshake};
 
 /// A session and its sockets.
@@ -28,6 +28,8 @@ pub(crate) struct Live {
     pub(crate) dials: Dials,
     pub(crate) up: Lane,
     pub(crate) down: Lane,
+    /// What the worker has to say next.
+    orders: Rc<Orders>,
     /// The moment of this turn.
     pub(crate) now: Instant,
 }
@@ -68,6 +70,7 @@ pub(crate) enum Turn {
 pub(crate) async fn serve(worker: Rc<Worker>, client: Stream, session: Session, seat: Seat) {
     let mut live = Live {
         now: worker.now(),
+        orders: worker.orders(),
         worker: Rc::clone(&worker),
         session,
         client: End::new(client, Vec::new()),
@@ -76,14 +79,18 @@ pub(crate) async fn serve(worker: Rc<Worker>, client: Stream, session: Session, 
         up: Lane::default(),
         down: Lane::default(),
     };
-    let mut stopped = pin!(worker.stopped());
+    let mut called = pin!(worker.called());
     let mut alarm = Alarm { sleep: pin!(tokio::time::sleep(Duration::ZERO)), set_for: None };
-    let mut is_first = true;
+    let mut is_listening = false;
     // The session shares out its turns itself. Were the runtime to do so, a poll could be put off behind its back.
     let closing = unconstrained(poll_fn(|cx| {
-        if std::mem::take(&mut is_first) {
-            // Leaves the waker there: whether the worker has stopped is asked of the worker.
-            let _ = stopped.as_mut().poll(cx);
+        if !std::mem::replace(&mut is_listening, true) {
+            // Leaves the waker there: what the call is about is asked of the worker.
+            let _ = called.as_mut().poll(cx);
+        }
+        if live.obey() {
+            called.set(worker.called());
+            let _ = called.as_mut().poll(cx);
         }
         live.poll(&mut alarm, cx)
     }))
@@ -93,6 +100,17 @@ pub(crate) async fn serve(worker: Rc<Worker>, client: Stream, session: Session, 
 }
 
 impl Live {
+    /// Whether the worker has given orders; the session knows now.
+    fn obey(&mut self) -> bool {
+        let mut has_called = false;
+        while let Some((order, next)) = self.orders.next() {
+            self.session.handle_retirement(&order, self.worker.now());
+            self.orders = next;
+            has_called = true;
+        }
+        has_called
+    }
+
     fn poll(&mut self, alarm: &mut Alarm<'_>, cx: &mut Context<'_>) -> Poll<Closing> {
         self.now = self.worker.now();
         if let Some(reason) = self.worker.stopping() {

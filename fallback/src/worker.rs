@@ -1,6 +1,6 @@
 //! One thread with a runtime of its own, which owns its listeners, its sessions and its counters.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use ringweir_flow::close::CloseReason;
 use ringweir_flow::record::ClientAddr;
 use ringweir_flow::resolve::Resolver;
+use ringweir_flow::retire::Retirement;
 use ringweir_flow::session::Session;
 use ringweir_flow::snapshot::{BindId, ListenerIndex, Snapshot, WorkerIndex};
 use ringweir_flow::time::Instant;
@@ -42,6 +43,7 @@ pub(crate) enum Message {
     Forget(BindId),
     Drain,
     Stop(CloseReason),
+    Retire(Arc<Retirement>),
 }
 
 /// A client on its way from one worker to another.
@@ -80,7 +82,20 @@ pub(crate) struct Worker {
     listeners: RefCell<HashMap<BindId, oneshot::Sender<Fate>>>,
     /// Why every session is to end, once it is.
     stopping: Cell<Option<CloseReason>>,
-    stopped: Notify,
+    /// Where the next order will stand.
+    orders: RefCell<Rc<Orders>>,
+    called: Notify,
+}
+
+/// What is told to every session after a moment: a list that grows at its end and is dropped as far as all have read it.
+#[derive(Default)]
+pub(crate) struct Orders(OnceCell<(Arc<Retirement>, Rc<Orders>)>);
+
+impl Orders {
+    /// The next order, and where to read on.
+    pub(crate) fn next(&self) -> Option<(Arc<Retirement>, Rc<Orders>)> {
+        self.0.get().cloned()
+    }
 }
 
 #[derive(Clone)]
@@ -157,7 +172,8 @@ impl Worker {
             worlds: RefCell::default(),
             listeners: RefCell::default(),
             stopping: Cell::new(None),
-            stopped: Notify::new(),
+            orders: RefCell::default(),
+            called: Notify::new(),
         }
     }
 
@@ -176,9 +192,14 @@ impl Worker {
         self.stopping.get()
     }
 
-    /// Wakes whoever has polled it when the worker begins to stop.
-    pub(crate) fn stopped(&self) -> Notified<'_> {
-        self.stopped.notified()
+    /// The orders that are given from now on.
+    pub(crate) fn orders(&self) -> Rc<Orders> {
+        Rc::clone(&self.orders.borrow())
+    }
+
+    /// Wakes whoever has polled it when the worker begins to stop, or gives an order.
+    pub(crate) fn called(&self) -> Notified<'_> {
+        self.called.notified()
     }
 
     /// Starts the session of a client that has come by a bind.
@@ -214,6 +235,7 @@ impl Worker {
                 }
                 Message::Forget(bind) => self.forget(bind),
                 Message::Drain => self.close_listeners(|_| true),
+                Message::Retire(order) => self.give(order),
                 Message::Stop(reason) => {
                     self.stopping.set(Some(reason));
                     return;
@@ -223,13 +245,21 @@ impl Worker {
     }
 
     async fn stop(&self) {
-        self.stopped.notify_waiters();
+        self.called.notify_waiters();
         // Without their senders the listeners close.
         self.listeners.borrow_mut().clear();
         let is_empty = |seats: &Seats| seats.taken(self.index.0) == 0;
         if tokio::time::timeout(STOP_LIMIT, self.seats.wait_until(is_empty)).await.is_err() {
             tracing::warn!(worker = self.index.0, "sessions were still running when the worker ended");
         }
+    }
+
+    fn give(&self, order: Arc<Retirement>) {
+        let next = Rc::default();
+        let last = self.orders.replace(Rc::clone(&next));
+        // Only what stands at the end is written to, once.
+        let _ = last.0.set((order, next));
+        self.called.notify_waiters();
     }
 
     /// Serves the clients of every bind of the snapshot in its world from now on.

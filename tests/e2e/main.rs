@@ -24,5 +24,6 @@ mod proxies;
 mod relay;
 mod reload;
 mod reset;
+mod retire;
 mod socks;
 mod users;

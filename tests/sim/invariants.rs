@@ -354,6 +354,7 @@ impl Witness {
             | CloseReason::UpstreamReset
             | CloseReason::IdleTimeout
             | CloseReason::HalfCloseTimeout
+            | CloseReason::Retired
             | CloseReason::Drained
             | CloseReason::Stopped => false,
         };
@@ -411,6 +412,7 @@ impl Witness {
             | CloseReason::Rejected
             | CloseReason::HandshakeTimeout
             | CloseReason::OutOfResources
+            | CloseReason::Retired
             | CloseReason::Drained
             | CloseReason::Stopped => (false, [Ending::Plain, Ending::Plain]),
         };

@@ -98,6 +98,7 @@ pub(crate) fn build(declared: Vec<Declared<'_>>, listeners: &[RawListener<'_>]) 
     targets.extend(built_in);
     let said: Vec<_> = declared.iter().map(|target| target.health.clone()).collect();
     health::join(&mut targets, &said);
+    report_unmeasured(&declared, &targets);
     Graph { targets, names }
 }
 
@@ -149,6 +150,21 @@ fn find<'n>(
         node.report(format!("there is no upstream or group {name:?}"), Some(hint));
     }
     found
+}
+
+/// Only checks measure members that do not serve.
+fn report_unmeasured(declared: &[Declared<'_>], targets: &[Target]) {
+    for (declared, target) in declared.iter().zip(targets) {
+        let TargetKind::Group(group) = &target.kind else { continue };
+        let unmeasured = group.members.iter().map(|member| &targets[member.target.0 as usize]).find(
+            |member| matches!(&member.kind, TargetKind::Upstream(upstream) if upstream.check.is_none()),
+        );
+        if let (Some(_), Some(member)) = (target.health.tolerance, unmeasured) {
+            let hint = "only checks measure members that do not serve: give the group one".to_owned();
+            let complaint = format!("has order = \"latency\", and its member {:?} has no check", member.name);
+            declared.node.report(complaint, Some(hint));
+        }
+    }
 }
 
 /// The proxies on the way to an upstream, the one that is connected to first, and what is special about connections to
@@ -255,6 +271,7 @@ fn finish_group(group: &DeclaredGroup<'_>, edges: &[Edge<'_, '_>], declared: &[D
     finished.commit = group.commit;
     finished.affinity = group.affinity.map(|settings| Arc::new(Affinity::new(settings)));
     finished.maglev = maglev;
+    finished.on_down = group.on_down;
     finished
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ringweir_flow::health::Terms;
+use ringweir_flow::retire::OnDown;
 use ringweir_flow::snapshot::Policy;
 
 use super::reader::{Node, Table};
@@ -16,6 +17,15 @@ const DEFAULT_TERMS: Terms =
 /// The share of a group's members that may be ejected unless configured otherwise.
 pub(crate) const DEFAULT_MAX_EJECTED: f64 = 0.5;
 
+/// Sessions that are to end may take this long: later it would not be for their member's sake.
+const LONGEST_CLOSE: Duration = Duration::from_secs(24 * 3600);
+
+/// What a difference in latency must exceed unless configured otherwise: less is not felt, and seldom lasts.
+const DEFAULT_TOLERANCE: Duration = Duration::from_millis(50);
+
+/// A greater one would never be exceeded.
+const LONGEST_TOLERANCE: Duration = Duration::from_secs(60);
+
 /// How many failures in a row may be asked for.
 const MAX_FAILURES: u32 = 1000;
 
@@ -26,6 +36,7 @@ pub(crate) struct DeclaredHealth {
     pub(crate) max_ejected: f64,
     pub(crate) slow_start: Option<Duration>,
     pub(crate) active: Option<u32>,
+    pub(crate) tolerance: Option<Duration>,
 }
 
 /// What a declaration says of passive health.
@@ -44,6 +55,7 @@ impl Default for DeclaredHealth {
             max_ejected: DEFAULT_MAX_EJECTED,
             slow_start: None,
             active: None,
+            tolerance: None,
         }
     }
 }
@@ -80,7 +92,37 @@ pub(crate) fn of_group(table: &Table<'_>, policy: Policy, members: usize) -> Dec
             node.report(format!("leaves no reserve: the group has {members} members"), hint);
         }
     }
+    health.tolerance = order(table, policy);
     health
+}
+
+/// In what order a failover goes.
+fn order(table: &Table<'_>, policy: Policy) -> Option<Duration> {
+    let by_latency = table.get("order").and_then(|node| {
+        if policy != Policy::Failover {
+            node.report("has a meaning for policy = \"failover\" alone", None);
+        }
+        node.choice(&[("written", false), ("latency", true)])
+    });
+    let tolerance = table.get("tolerance");
+    if by_latency == Some(true) {
+        let tolerance = tolerance.and_then(|node| node.duration_from(Duration::ZERO..=LONGEST_TOLERANCE));
+        return Some(tolerance.unwrap_or(DEFAULT_TOLERANCE));
+    }
+    if let Some(node) = tolerance {
+        node.report("has a meaning for order = \"latency\" alone", None);
+    }
+    None
+}
+
+/// A word, or a table that says over what time.
+pub(crate) fn on_down(node: &Node<'_>) -> Option<OnDown> {
+    if !node.is_table() {
+        return node.choice(&[("keep", OnDown::Keep), ("close", OnDown::Close { over: Duration::ZERO })]);
+    }
+    let over =
+        node.table(schema::ON_DOWN)?.required("close")?.duration_from(Duration::ZERO..=LONGEST_CLOSE)?;
+    Some(OnDown::Close { over })
 }
 
 /// `false`, or a table.
@@ -143,6 +185,7 @@ pub(crate) fn join(targets: &mut [Target], declared: &[DeclaredHealth]) {
                 max_ejected: said.max_ejected,
                 slow_start: said.slow_start,
                 active: said.active.map(|active| active as usize),
+                tolerance: said.tolerance,
             }
         })
         .collect();
@@ -199,6 +242,11 @@ mod tests {
         refused("passive = { eject = \"1h\", max_eject = \"1m\" }\n", "group.pool.passive.max_eject");
         refused("passive = \"off\"\n", "group.pool.passive");
         refused("policy = \"failover\"\nslow_start = \"10s\"\n", "group.pool.slow_start");
+        refused("order = \"latency\"\n", "group.pool.order");
+        refused("policy = \"failover\"\ntolerance = \"1s\"\n", "group.pool.tolerance");
+        refused("policy = \"failover\"\norder = \"latency\"\n", "has no check");
+        refused("on_down = \"shut\"\n", "group.pool.on_down");
+        refused("on_down = { close = \"2d\" }\n", "group.pool.on_down.close");
         refused("active = 2\n", "group.pool.active");
         refused("active = 0\n", "group.pool.active");
     }

@@ -72,7 +72,11 @@ pub(crate) const GROUP: &[&str] = &[
     "passive",
     "slow_start",
     "active",
+    "on_down",
+    "order",
+    "tolerance",
 ];
+pub(crate) const ON_DOWN: &[&str] = &["close"];
 pub(crate) const MEMBER: &[&str] = &["target", "weight", "backup"];
 pub(crate) const STICKY: &[&str] = &["key", "ttl", "size"];
 pub(crate) const REMEMBER: &[&str] = &["ttl", "size"];
@@ -115,6 +119,7 @@ pub fn known_keys() -> Vec<String> {
         ("group.*.sticky", STICKY),
         ("group.*.remember", REMEMBER),
         ("group.*.passive", GROUP_PASSIVE),
+        ("group.*.on_down", ON_DOWN),
         ("check.*", CHECK),
     ];
     let below = |(section, keys): (&str, &[&str])| {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use ringweir_flow::affinity::{Binding, MAX_ENTRIES, Settings};
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::pick::HashKey;
+use ringweir_flow::retire::OnDown;
 use ringweir_flow::snapshot::{Commit, MAX_WEIGHT, Policy, ProxyProtocol, Role};
 use ringweir_flow::wire::client::Credentials;
 use zeroize::Zeroizing;
@@ -78,6 +79,7 @@ pub(crate) struct DeclaredGroup<'a> {
     pub(crate) attempt_timeout: Duration,
     pub(crate) commit: Option<Commit>,
     pub(crate) affinity: Option<Settings>,
+    pub(crate) on_down: OnDown,
 }
 
 #[derive(Debug)]
@@ -277,8 +279,9 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
         [("connect", Commit::Connect), ("handshake", Commit::Handshake), ("first-byte", Commit::FirstByte)];
     let commit = table.get("commit").and_then(|node| node.choice(&commits));
     let health = health::of_group(&table, policy, members.len());
-    let kind =
-        DeclaredKind::Group(DeclaredGroup { policy, members, attempts, attempt_timeout, commit, affinity });
+    let on_down = table.get("on_down").and_then(|node| health::on_down(&node)).unwrap_or_default();
+    let group = DeclaredGroup { policy, members, attempts, attempt_timeout, commit, affinity, on_down };
+    let kind = DeclaredKind::Group(group);
     Some(Declared {
         name,
         weight: weight(&table),

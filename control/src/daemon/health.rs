@@ -25,6 +25,8 @@ impl Daemon {
             return;
         }
         let now = Instant::now();
+        let took = finding.error.is_none().then_some(finding.took);
+        let is_overtaken = self.knowledge.care.handle_probe(&target, took, &self.config);
         let before = self.knowledge.health.insert(Arc::clone(&target), finding.health);
         let changed = before.unwrap_or(Health::Unknown) != finding.health;
         let health_since = match self.last_probes.get(&target) {
@@ -32,7 +34,7 @@ impl Daemon {
             Some(_) | None => now,
         };
         self.last_probes.insert(target, Probed { finding, at: now, health_since });
-        if changed {
+        if changed || is_overtaken {
             self.publish(Vec::new());
         }
     }
@@ -77,8 +79,12 @@ impl Daemon {
         if self.knowledge.care.handle_change(change, &self.config, why) {
             snapshot = self.assemble(generation);
         }
+        let orders = self.retirements.follow(&self.snapshot, &snapshot);
         self.snapshot = Arc::new(snapshot);
         self.driver.publish(Arc::clone(&self.snapshot), opened);
+        for order in orders {
+            self.driver.retire(order);
+        }
         self.replace_ill_members();
     }
 

@@ -3,6 +3,7 @@
 //! snapshot.
 
 pub(crate) mod history;
+pub(crate) mod retire;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use std::time::Duration;
 
 use ringweir_flow::account::TargetCounters;
 use ringweir_flow::health::{
-    Alarm, Cause, Move, Outcomes, Pool, RAMP_STEPS, Ramp, Roster, Standing, Terms, Trial, Ward, Watch,
-    Wellness,
+    Alarm, Cause, Move, Outcomes, Pool, RAMP_STEPS, Ramp, Ranking, Roster, Standing, Terms, Trial, Ward,
+    Watch, Wellness,
 };
 use ringweir_flow::snapshot::{Group, Health, Member, Role, Snapshot, TargetKind};
 use ringweir_flow::time::Instant;
@@ -23,6 +24,9 @@ use crate::model::{self, Config};
 
 /// How long a spare that failed its probe is passed over where no check tells of it.
 const FORGIVE_AFTER: Duration = Duration::from_secs(30);
+
+/// The share of one probe in what is known of a latency is one of this.
+const LATENCY_SHARE: u32 = 4;
 
 /// What reaches control of health beside the findings of checks.
 #[derive(Debug)]
@@ -55,6 +59,10 @@ pub(crate) struct Care {
     ramps: BTreeMap<(Arc<str>, Arc<str>), Ramp>,
     /// Of groups of which not all members serve.
     rosters: BTreeMap<Arc<str>, Roster>,
+    /// Of groups that go by latency.
+    rankings: BTreeMap<Arc<str>, Ranking>,
+    /// How quickly targets answered their probes of late.
+    latencies: HashMap<Arc<str>, Duration>,
     forgive_at: Option<Instant>,
     rng: fastrand::Rng,
     pub(crate) history: History,
@@ -79,6 +87,8 @@ impl Care {
             ward: Ward::default(),
             ramps: BTreeMap::new(),
             rosters: BTreeMap::new(),
+            rankings: BTreeMap::new(),
+            latencies: HashMap::new(),
             forgive_at: None,
             rng: fastrand::Rng::new(),
             history: History::default(),
@@ -123,10 +133,20 @@ impl Care {
             };
             self.rosters.insert(Arc::clone(&target.name), roster);
         }
+        let rankings = std::mem::take(&mut self.rankings);
+        for (target, group) in groups(config).filter(|(target, _)| target.health.tolerance.is_some()) {
+            let names = member_names(config, group);
+            let ranking = match rankings.get(&target.name) {
+                Some(before) => before.succeeded_by(names),
+                None => Ranking::new(names),
+            };
+            self.rankings.insert(Arc::clone(&target.name), ranking);
+        }
         let known: HashSet<&str> = config.targets.iter().map(|target| &*target.name).collect();
         let is_known = |name: &str| known.contains(name);
         self.ramps.retain(|(group, member), _| is_known(group) && is_known(member));
         self.standings.retain(|name, _| is_known(name));
+        self.latencies.retain(|name, _| is_known(name));
         self.history.retain(is_known);
     }
 
@@ -155,13 +175,19 @@ impl Care {
     /// A group with the roles and weights of this moment: the reserve are backups, and who slowly starts weighs less.
     pub(crate) fn group(&self, config: &Config, name: &Arc<str>, group: &Group) -> Group {
         let mut members = group.members.to_vec();
+        if let Some(ranking) = self.rankings.get(name) {
+            let place = |member: &Member| {
+                ranking.order().iter().position(|name| *name == config.targets[member.target.0 as usize].name)
+            };
+            members.sort_by_cached_key(|member| place(member).unwrap_or(usize::MAX));
+        }
         let name_of = |member: &Member| &config.targets[member.target.0 as usize].name;
         if let Some(roster) = self.rosters.get(name) {
             let serving: HashSet<&Arc<str>> = roster.serving().collect();
             for member in members.iter_mut().filter(|member| !serving.contains(name_of(member))) {
                 member.role = Role::Backup;
             }
-        } else if self.ramps.is_empty() {
+        } else if self.ramps.is_empty() && !self.rankings.contains_key(name) {
             return group.clone();
         }
         let now = self.now();
@@ -201,6 +227,32 @@ impl Care {
         let ramps = self.ramps.values().map(|ramp| ramp.poll_timeout(now).unwrap_or(now)).min();
         let next = [self.ward.poll_timeout(), ramps, self.forgive_at].into_iter().flatten().min()?;
         Some(self.origin + Duration::from_micros(next.as_micros()))
+    }
+
+    /// A probe of a target took this long, or failed; true when the snapshot is not what it should be any more.
+    pub(crate) fn handle_probe(&mut self, name: &Arc<str>, took: Option<Duration>, config: &Config) -> bool {
+        if self.rankings.is_empty() {
+            return false;
+        }
+        match took {
+            Some(took) => {
+                let known = self.latencies.entry(Arc::clone(name)).or_insert(took);
+                *known = (*known * (LATENCY_SHARE - 1) + took) / LATENCY_SHARE;
+            }
+            // When it answers again, what was before counts for nothing.
+            None => drop(self.latencies.remove(name)),
+        }
+        let mut has_changed = false;
+        for (target, _) in groups(config) {
+            let (Some(tolerance), Some(ranking)) =
+                (target.health.tolerance, self.rankings.get_mut(&target.name))
+            else {
+                continue;
+            };
+            let latency = |name: &str| best_latency(config, &self.latencies, name);
+            has_changed |= ranking.handle_latencies(latency, tolerance);
+        }
+        has_changed
     }
 
     /// Time has passed; true when the snapshot is not what it should be any more.
@@ -347,6 +399,18 @@ impl Care {
 fn too_much(counters: &TargetCounters, failures: u32) -> Option<Cause> {
     let outcomes = Outcomes::of(counters);
     [Cause::Connect, Cause::Answer].into_iter().find(|cause| outcomes.in_a_row(*cause) >= u64::from(failures))
+}
+
+/// That of an upstream; of a group, that of its quickest member. The configuration bounds the depth and has no cycles.
+fn best_latency(config: &Config, known: &HashMap<Arc<str>, Duration>, name: &str) -> Option<Duration> {
+    let target = config.targets.iter().find(|target| *target.name == *name)?;
+    match &target.kind {
+        model::TargetKind::Upstream(_) => known.get(name).copied(),
+        model::TargetKind::Group(group) => {
+            let names = member_names(config, group);
+            names.iter().filter_map(|name| best_latency(config, known, name)).min()
+        }
+    }
 }
 
 fn groups(config: &Config) -> impl Iterator<Item = (&model::Target, &Group)> {

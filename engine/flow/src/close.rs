@@ -33,6 +33,8 @@ pub enum CloseReason {
     NoTarget,
     /// The target is a `reject`.
     Rejected,
+    /// The member that served it went down, was drained or was removed, and its group says `on_down = "close"`.
+    Retired,
     /// No request was complete within the handshake timeout.
     HandshakeTimeout,
     /// Neither side sent anything within the idle timeout.
@@ -66,7 +68,7 @@ pub enum Culprit {
 
 impl CloseReason {
     /// Every reason, in the order of [`CloseReason::index`].
-    pub const ALL: [CloseReason; 20] = [
+    pub const ALL: [CloseReason; 21] = [
         CloseReason::Finished,
         CloseReason::ClientLeft,
         CloseReason::ClientReset,
@@ -81,6 +83,7 @@ impl CloseReason {
         CloseReason::ResolveFailed,
         CloseReason::NoTarget,
         CloseReason::Rejected,
+        CloseReason::Retired,
         CloseReason::HandshakeTimeout,
         CloseReason::IdleTimeout,
         CloseReason::HalfCloseTimeout,
@@ -111,6 +114,7 @@ impl CloseReason {
             CloseReason::ResolveFailed => "resolve-failed",
             CloseReason::NoTarget => "no-target",
             CloseReason::Rejected => "rejected",
+            CloseReason::Retired => "retired",
             CloseReason::HandshakeTimeout => "handshake-timeout",
             CloseReason::IdleTimeout => "idle-timeout",
             CloseReason::HalfCloseTimeout => "half-close-timeout",
@@ -136,7 +140,8 @@ impl CloseReason {
             | CloseReason::ConnectTimeout
             | CloseReason::ResolveFailed
             | CloseReason::NoTarget
-            | CloseReason::Rejected => Culprit::Upstream,
+            | CloseReason::Rejected
+            | CloseReason::Retired => Culprit::Upstream,
             CloseReason::HandshakeTimeout | CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout => {
                 Culprit::Timeout
             }

@@ -23,6 +23,7 @@ pub mod pump;
 pub mod reach;
 pub mod record;
 pub mod resolve;
+pub mod retire;
 pub mod session;
 pub mod snapshot;
 pub mod time;

@@ -14,6 +14,7 @@ use crate::health::{Trial, Watch};
 use crate::outgoing::{Keepalive, Outgoing};
 use crate::pick::{HashKey, Maglev};
 use crate::reach::Reach;
+use crate::retire::OnDown;
 use crate::users::Users;
 use crate::way::Splicing;
 use crate::wire::Destination;
@@ -269,6 +270,8 @@ pub struct Group {
     pub affinity: Option<Arc<Affinity>>,
     /// The table of [`Policy::Hash`].
     pub maglev: Option<Arc<Maglev>>,
+    /// What becomes of the sessions of a member that goes.
+    pub on_down: OnDown,
     /// The position of the member of [`Policy::Select`].
     pub selected: u32,
     pub(crate) evenness: Evenness,
@@ -299,17 +302,19 @@ impl Group {
             commit: None,
             affinity: None,
             maglev: None,
+            on_down: OnDown::Keep,
             selected: 0,
             evenness,
         }
     }
 
-    /// The same group where its members, in the same order, have other weights or roles.
+    /// The same group where its members have other weights or roles, or another order. A policy with a table knows
+    /// members by their positions, and needs the same order.
     #[must_use]
     pub fn with_members(&self, members: Arc<[Member]>) -> Group {
-        let Group { policy, attempts, attempt_timeout, commit, .. } = *self;
+        let Group { policy, attempts, attempt_timeout, commit, on_down, .. } = *self;
         let (affinity, maglev) = (self.affinity.clone(), self.maglev.clone());
-        Group { commit, affinity, maglev, ..Group::new(policy, members, attempts, attempt_timeout) }
+        Group { commit, affinity, maglev, on_down, ..Group::new(policy, members, attempts, attempt_timeout) }
     }
 
     /// Whether picks go by what the client asked for.

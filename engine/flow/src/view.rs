@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::affinity::Binding;
 use crate::health::{Outcome, Outcomes};
@@ -89,6 +90,11 @@ impl View {
         let turn = &mut turns[index][usize::from(is_v4)];
         *turn = turn.wrapping_add(1);
         *turn
+    }
+
+    /// A moment drawn from a time.
+    pub(crate) fn draw(&self, from: Duration) -> Duration {
+        from.mul_f64(self.private.borrow_mut().rng.f64())
     }
 
     /// A session of this worker met this at an upstream: counted, and told to control when it is too much.

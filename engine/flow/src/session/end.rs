@@ -1,14 +1,18 @@
 //! How a session ends, and what it counts on the way.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use super::approach;
 use super::setup::Answered;
-use super::{Command, Farewell, FirstByte, LINGER, MAX_LINGER_BYTES, Session, Stage};
-use crate::account::{TargetCell, WayCell};
+use super::{Command, Farewell, FirstByte, LINGER, MAX_LINGER_BYTES, RETIRED, Session, Stage};
+use crate::account::{TargetCell, TargetCounters, WayCell};
 use crate::close::CloseReason;
+use crate::dispatch::Path;
 use crate::health::Outcome;
 use crate::pump::{Closing, Direction, Ending, Pumps, Side};
+use crate::retire::Retirement;
+use crate::snapshot::TargetIndex;
 use crate::time::Instant;
 use crate::way::Switch;
 use crate::wire::{Answer, Failure};
@@ -81,6 +85,31 @@ impl Session {
 }
 
 impl Session {
+    /// Whether it is served through the group by the member of an order, or may be yet.
+    pub(super) fn concerns(&self, order: &Retirement) -> bool {
+        let attempts = self.setup.iter().flat_map(|setup| &setup.attempts);
+        attempts.map(|attempt| &attempt.path).chain([&self.path]).any(|path| self.leads_through(path, order))
+    }
+
+    fn leads_through(&self, path: &Path, order: &Retirement) -> bool {
+        let is = |target: TargetIndex, counters: &Arc<TargetCounters>| {
+            Arc::ptr_eq(&self.view.snapshot().target(target).counters, counters)
+        };
+        path.windows(2).any(|step| is(step[0], &order.group) && is(step[1], &order.member))
+    }
+
+    /// Follows the member that has gone, if the time has come. One that is back is not followed; nor is one that has
+    /// lost to another.
+    pub(super) fn retire(&mut self, now: Instant) {
+        if self.pumps.is_none() {
+            return;
+        }
+        let due = self.retiring.take_if(|retiring| retiring.order.is_revoked() || now >= retiring.at);
+        if due.is_some_and(|due| !due.order.is_revoked() && self.leads_through(&self.path, &due.order)) {
+            self.close(RETIRED);
+        }
+    }
+
     pub(super) fn count(&self, update: impl Fn(&TargetCell)) {
         approach::count(&self.view, &self.path, update);
     }

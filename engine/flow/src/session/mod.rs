@@ -20,6 +20,7 @@ mod setup;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::attempt::{Attempt, Losses};
@@ -32,6 +33,7 @@ use crate::outgoing::{Origin, Outgoing};
 use crate::pump::{Closing, Direction, Ending, Pumps, Side, Step};
 use crate::record::{ClientAddr, LostAttempt, Record};
 use crate::resolve::Resolved;
+use crate::retire::Retirement;
 use crate::snapshot::{Listener, ListenerIndex, Protocol, TargetIndex};
 use crate::time::Instant;
 use crate::view::View;
@@ -46,6 +48,10 @@ pub const MAX_EARLY_BYTES: usize = 16 * 1024;
 /// once, with bytes unread, would turn the refusal into a reset (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: usize = 256 * 1024;
+
+/// What was under way is cut off, and nobody is to take it for whole.
+const RETIRED: Closing =
+    Closing { reason: CloseReason::Retired, client: Ending::Reset, upstream: Ending::Reset };
 
 /// What a driver is to do, in order.
 #[derive(Debug, PartialEq, Eq)]
@@ -110,6 +116,15 @@ pub struct Session {
     setup: Option<Box<Setup>>,
     pumps: Option<Pumps>,
     first_byte: FirstByte,
+    /// The member that serves it has gone, and the session is to follow.
+    retiring: Option<Box<Retiring>>,
+}
+
+/// That a session is to end because its member has gone, unless that one is back by then.
+#[derive(Debug)]
+struct Retiring {
+    order: Arc<Retirement>,
+    at: Instant,
 }
 
 /// Whether the upstream has sent anything.
@@ -171,6 +186,7 @@ impl Session {
             setup: Some(setup),
             pumps: None,
             first_byte: FirstByte::Awaited,
+            retiring: None,
         };
         if !allowed {
             session.close(Closing {
@@ -311,6 +327,7 @@ impl Session {
 
     /// The moment of [`Session::poll_timeout`] has come. Harmless when it has not.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.retire(now);
         if let Some(pumps) = &self.pumps {
             if let Some(closing) = pumps.handle_timeout(now) {
                 self.close(closing);
@@ -336,6 +353,19 @@ impl Session {
         self.close(Closing::plain(reason));
     }
 
+    /// The sessions of a member of a group are to end. The session knows whether it is one of them.
+    pub fn handle_retirement(&mut self, order: &Arc<Retirement>, now: Instant) {
+        if self.ended || !self.concerns(order) {
+            return;
+        }
+        let at = now + self.view.draw(order.over);
+        let is_sooner = |known: &Retiring| at < known.at || known.order.is_revoked();
+        if self.retiring.as_deref().is_none_or(is_sooner) {
+            self.retiring = Some(Box::new(Retiring { order: Arc::clone(order), at }));
+        }
+        self.retire(now);
+    }
+
     /// Everything that [`Command::Close`] asked for is done. Called once: what is known at the end is counted.
     pub fn handle_closed(&mut self, now: Instant) {
         self.measure_end(now);
@@ -345,7 +375,8 @@ impl Session {
     /// When [`Session::handle_timeout`] is due, if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if let Some(pumps) = &self.pumps {
-            return Some(pumps.poll_timeout());
+            let timeout = pumps.poll_timeout();
+            return Some(self.retiring.as_ref().map_or(timeout, |retiring| retiring.at.min(timeout)));
         }
         let setup = self.setup.as_ref()?;
         match &setup.stage {
