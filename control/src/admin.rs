@@ -23,10 +23,10 @@ use hyper_util::service::TowerToHyperService;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::daemon::{Event, Observation};
+use crate::daemon::{Event, Observation, Word};
 use crate::histogram::Source;
-use crate::metrics;
 use crate::model::{BindAddress, Token};
+use crate::{metrics, status as figures};
 
 /// Connections at once; more wait in the accept queue.
 const MAX_CONNECTIONS: usize = 64;
@@ -115,12 +115,16 @@ fn routes(scope: Scope, gate: Gate, events: mpsc::Sender<Event>) -> Router {
         .route("/metrics", get(scrape));
     let all = match scope {
         Scope::ReadOnly => read,
-        Scope::Full => read
-            .route("/reload", post(reload))
-            .route("/probe", post(probe))
-            .route("/select", post(select))
-            .route("/drain", post(drain))
-            .route("/undrain", post(undrain)),
+        Scope::Full => {
+            let all = read
+                .route("/reload", post(reload))
+                .route("/probe", post(probe))
+                .route("/select", post(select));
+            Word::ALL.into_iter().fold(all, |all, word| {
+                let said = move |State(events), Query(query)| say(events, query, word);
+                all.route(&format!("/{}", word.as_str()), post(said))
+            })
+        }
     };
     all.layer(middleware::from_fn_with_state(gate, guard)).with_state(events)
 }
@@ -160,7 +164,16 @@ fn bears(headers: &HeaderMap, token: &Token) -> bool {
 
 async fn status(State(events): State<mpsc::Sender<Event>>) -> Response {
     match observe(&events).await {
-        Some(observation) => Json(observation.status).into_response(),
+        Some(Observation { mut status, snapshot, .. }) => {
+            let measured = tokio::task::spawn_blocking(move || {
+                figures::add_latencies(&mut status, &snapshot);
+                status
+            });
+            match measured.await {
+                Ok(status) => Json(status).into_response(),
+                Err(_) => ending(),
+            }
+        }
         None => ending(),
     }
 }
@@ -249,30 +262,12 @@ async fn probe(
     ask(&events, Event::Probe { target, reply }, answer, StatusCode::NOT_FOUND).await
 }
 
-async fn drain(
-    State(events): State<mpsc::Sender<Event>>,
-    Query(query): Query<HashMap<String, String>>,
-) -> Response {
-    set_drained(&events, query, true).await
-}
-
-async fn undrain(
-    State(events): State<mpsc::Sender<Event>>,
-    Query(query): Query<HashMap<String, String>>,
-) -> Response {
-    set_drained(&events, query, false).await
-}
-
-async fn set_drained(
-    events: &mpsc::Sender<Event>,
-    mut query: HashMap<String, String>,
-    drained: bool,
-) -> Response {
+async fn say(events: mpsc::Sender<Event>, mut query: HashMap<String, String>, word: Word) -> Response {
     let Some(target) = query.remove("target") else {
         return (StatusCode::BAD_REQUEST, "which target? ask for ?target=NAME\n").into_response();
     };
     let (reply, answer) = oneshot::channel();
-    ask(events, Event::SetDrained { target, drained, reply }, answer, StatusCode::NOT_FOUND).await
+    ask(&events, Event::Say { target, word, reply }, answer, StatusCode::NOT_FOUND).await
 }
 
 async fn observe(events: &mpsc::Sender<Event>) -> Option<Observation> {

@@ -24,6 +24,8 @@ pub(crate) struct Knowledge {
     pub(crate) health: HashMap<Arc<str>, Health>,
     /// Whom the operator drains.
     pub(crate) drained: HashSet<Arc<str>>,
+    /// Whom the operator has disabled, or enabled over what the configuration says.
+    pub(crate) disabled: HashMap<Arc<str>, bool>,
     /// The addresses of upstreams that are written as names, by target.
     pub(crate) addresses: HashMap<Arc<str>, Vec<SocketAddr>>,
     /// What real traffic shows, and what follows from it.
@@ -37,6 +39,11 @@ pub(crate) struct Knowledge {
 }
 
 impl Knowledge {
+    /// Whether a target is neither picked nor probed. The operator's word stands over the configuration's.
+    pub(crate) fn is_disabled(&self, target: &model::Target) -> bool {
+        self.disabled.get(&target.name).copied().unwrap_or(target.health.disabled)
+    }
+
     /// Forgets what the configuration no longer names.
     pub(crate) fn retain(&mut self, config: &Config) {
         let targets: HashSet<_> = config.targets.iter().map(|target| Arc::clone(&target.name)).collect();
@@ -44,6 +51,7 @@ impl Knowledge {
             config.listeners.iter().map(|listener| Arc::clone(&listener.name)).collect();
         self.health.retain(|name, _| targets.contains(name));
         self.drained.retain(|name| targets.contains(name));
+        self.disabled.retain(|name, _| targets.contains(name));
         self.addresses.retain(|name, _| targets.contains(name));
         self.counters.retain(|name, _| targets.contains(name));
         self.selected.retain(|name, _| targets.contains(name));
@@ -193,6 +201,9 @@ fn outgoing(target: &model::Target) -> Option<Arc<Outgoing>> {
 /// The configuration bounds the depth and has no cycles.
 fn health(config: &Config, knowledge: &Knowledge, index: TargetIndex) -> Health {
     let target = &config.targets[index.0 as usize];
+    if knowledge.is_disabled(target) {
+        return Health::Disabled;
+    }
     if knowledge.drained.contains(&target.name) {
         return Health::Draining;
     }

@@ -118,6 +118,20 @@ Examples:
         #[command(flatten)]
         admin: AdminArgument,
     },
+    /// Take a target out of service and probe it no more; running sessions go on
+    Disable {
+        /// Upstream or group
+        target: String,
+        #[command(flatten)]
+        admin: AdminArgument,
+    },
+    /// Put a disabled target back, also one that the configuration disables
+    Enable {
+        /// Upstream or group
+        target: String,
+        #[command(flatten)]
+        admin: AdminArgument,
+    },
     /// Print a completion script for a shell
     Completions {
         /// Which shell

@@ -24,6 +24,7 @@ use crate::config;
 use crate::health::Care;
 use crate::health::history::Entry;
 use crate::health::retire::Retirements;
+use crate::health::speed::{self, Speeds};
 use crate::histogram::{Keeper, Source};
 use crate::metrics::Reloads;
 use crate::model::{Config, Endpoint, EngineKind, TargetKind};
@@ -88,8 +89,8 @@ pub(crate) enum Event {
     Select { group: String, target: String, reply: oneshot::Sender<Result<String, String>> },
     /// Somebody wants a target probed now.
     Probe { target: String, reply: oneshot::Sender<Result<String, String>> },
-    /// The operator drains a target, or takes that back.
-    SetDrained { target: String, drained: bool, reply: oneshot::Sender<Result<String, String>> },
+    /// The operator takes a target out of service, or puts it back.
+    Say { target: String, word: Word, reply: oneshot::Sender<Result<String, String>> },
     /// Somebody wants to see how things stand.
     Observe(oneshot::Sender<Observation>),
     /// Somebody wants to see what has happened to targets.
@@ -100,6 +101,33 @@ pub(crate) enum Event {
     WriteHistograms,
     /// SIGTERM or SIGINT.
     Terminate,
+}
+
+/// What the operator may say of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// No new sessions.
+    Drain,
+    /// New sessions again.
+    Undrain,
+    /// No new sessions, and no probes.
+    Disable,
+    /// Both again, whatever the configuration says.
+    Enable,
+}
+
+impl Word {
+    pub(crate) const ALL: [Word; 4] = [Word::Drain, Word::Undrain, Word::Disable, Word::Enable];
+
+    /// The word itself.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Word::Drain => "drain",
+            Word::Undrain => "undrain",
+            Word::Disable => "disable",
+            Word::Enable => "enable",
+        }
+    }
 }
 
 /// How things stand.
@@ -138,7 +166,10 @@ pub(crate) async fn serve(
     signals::notify(ServiceState::Ready);
     tracing::info!(target: crate::logging::ANNOUNCEMENTS, "ready");
     let mut drain_look = interval(DRAIN_LOOK);
-    drain_look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut speed_look = interval(speed::LOOK);
+    for look in [&mut drain_look, &mut speed_look] {
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
     loop {
         let histograms_at = daemon.histograms.next_at();
         let care_at = daemon.knowledge.care.poll_timeout();
@@ -153,6 +184,7 @@ pub(crate) async fn serve(
             () = sleep_until(histograms_at.unwrap_or_else(Instant::now)), if histograms_at.is_some() => {
                 daemon.histograms.handle_due(&daemon.snapshot);
             }
+            _ = speed_look.tick() => daemon.speeds.handle_tick(&daemon.snapshot),
             _ = drain_look.tick(), if daemon.phase != Phase::Serving => {}
         }
         if daemon.is_done() {
@@ -195,6 +227,7 @@ struct Daemon {
     next_bind: u64,
     snapshot: Arc<Snapshot>,
     retirements: Retirements,
+    speeds: Speeds,
     probes: Arc<Semaphore>,
     findings: mpsc::Sender<Finding>,
     locations: mpsc::Sender<Located>,
@@ -266,6 +299,7 @@ impl Daemon {
             next_bind,
             snapshot,
             retirements: Retirements::default(),
+            speeds: Speeds::default(),
             probes: Arc::new(Semaphore::new(MAX_PROBES)),
             findings,
             locations,
@@ -348,8 +382,8 @@ impl Daemon {
                 let _ = reply.send(self.select(&group, &target));
             }
             Event::Probe { target, reply } => self.probe(&target, reply),
-            Event::SetDrained { target, drained, reply } => {
-                let _ = reply.send(self.set_drained(&target, drained));
+            Event::Say { target, word, reply } => {
+                let _ = reply.send(self.hear(&target, word));
             }
             Event::Observe(reply) => {
                 let _ = reply.send(self.observe());
@@ -487,7 +521,8 @@ impl Daemon {
         for target in &self.config.targets {
             let TargetKind::Upstream(upstream) = &target.kind else { continue };
             let name = || Arc::clone(&target.name);
-            if let Some(check) = &upstream.check {
+            let check = upstream.check.as_ref().filter(|_| !self.knowledge.is_disabled(target));
+            if let Some(check) = check {
                 let running = checks.remove(&target.name).filter(|running| running.is_same(upstream));
                 let running = running.unwrap_or_else(|| {
                     self.knowledge.health.remove(&target.name);

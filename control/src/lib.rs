@@ -38,7 +38,7 @@ use crate::check::Probe;
 pub use crate::cli::Cli;
 use crate::cli::{AdminArgument, Command, Run};
 pub use crate::daemon::{Driver, StartRequest, Started};
-use crate::daemon::{Settings, serve};
+use crate::daemon::{Settings, Word, serve};
 use crate::health::history::{self, Entry};
 use crate::histogram::Report;
 pub use crate::metrics::METRICS;
@@ -121,10 +121,10 @@ fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, Strin
             print(&ask(&admin, Method::POST, &path)?)?
         }
         Command::Probe { target, json, admin } => probe(&target, json, &admin)?,
-        Command::Drain { target, admin } => print(&ask(&admin, Method::POST, &query("/drain", &target))?)?,
-        Command::Undrain { target, admin } => {
-            print(&ask(&admin, Method::POST, &query("/undrain", &target))?)?
-        }
+        Command::Drain { target, admin } => say(Word::Drain, &target, &admin)?,
+        Command::Undrain { target, admin } => say(Word::Undrain, &target, &admin)?,
+        Command::Disable { target, admin } => say(Word::Disable, &target, &admin)?,
+        Command::Enable { target, admin } => say(Word::Enable, &target, &admin)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ringweir", &mut script);
@@ -132,6 +132,11 @@ fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, Strin
         }
     }
     Ok(())
+}
+
+/// Says the operator's word of a target.
+fn say(word: Word, target: &str, admin: &AdminArgument) -> Result<(), String> {
+    print(&ask(admin, Method::POST, &query(&format!("/{}", word.as_str()), target))?)
 }
 
 /// A probe that fails is a failure of the command as well.

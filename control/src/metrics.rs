@@ -21,6 +21,8 @@ pub const METRICS: &[(&str, &str)] = &[
         "snapshot_generation",
         "The snapshot that is served; grows with every change of health or configuration",
     ),
+    ("outage", "1 while our own network is taken to be down, else 0"),
+    ("outages", "How often our own network was taken to be down"),
     ("reloads", "Reloads of the configuration, by result"),
     ("worker_sessions_active", "Sessions open now, by worker"),
     ("worker_sessions_accepted", "Sessions accepted, by worker"),
@@ -105,6 +107,8 @@ impl Scrape {
             prometheus_client::metrics::MetricType::Gauge,
         )?)?;
         gauges(encoder, "snapshot_generation", [(&[][..], status.generation)])?;
+        gauges(encoder, "outage", [(&[][..], u64::from(status.outage_for_seconds.is_some()))])?;
+        counters(encoder, "outages", [(&[][..], status.outages)])?;
         counters(
             encoder,
             "reloads",
@@ -252,7 +256,11 @@ fn counters<'a>(
     let kind = prometheus_client::metrics::MetricType::Counter;
     let mut family = encoder.encode_descriptor(name, help(name), None, kind)?;
     for (labels, value) in samples {
-        ConstCounter::new(value).encode(family.encode_family(&labels.to_vec())?)?;
+        let value = ConstCounter::new(value);
+        if labels.is_empty() {
+            return value.encode(family);
+        }
+        value.encode(family.encode_family(&labels.to_vec())?)?;
     }
     Ok(())
 }

@@ -35,6 +35,8 @@ pub struct Config {
     pub log: Log,
     /// How long SIGTERM waits for running sessions.
     pub drain: Duration,
+    /// Whether targets that fall silent all at once are not taken to be down: it is our own network then.
+    pub excuse_outages: bool,
     /// The file that keeps the operator's selections, if there is one.
     pub state: Option<PathBuf>,
     /// The file that histograms are written to, if there is one.
@@ -288,6 +290,8 @@ pub struct HealthSettings {
     pub slow_start: Option<Duration>,
     /// Of a group: how many members serve; the others are the reserve.
     pub active: Option<usize>,
+    /// Whether it is neither picked nor probed, unless the operator says otherwise.
+    pub disabled: bool,
     /// Of a failover that goes by latency: how much quicker a member must be to overtake another.
     pub tolerance: Option<Duration>,
 }

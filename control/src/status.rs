@@ -27,6 +27,12 @@ pub(crate) struct Status {
     pub(crate) phase: String,
     /// Of the snapshot that is served.
     pub(crate) generation: u64,
+    /// For how long our own network is taken to be down, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) outage_for_seconds: Option<f64>,
+    /// How often it was.
+    #[serde(default)]
+    pub(crate) outages: u64,
     /// The listeners, as configured.
     pub(crate) listeners: Vec<ListenerStatus>,
     /// Upstreams and groups, as configured.
@@ -146,6 +152,49 @@ pub(crate) struct TargetStatus {
     pub(crate) bytes_up: u64,
     /// Bytes to clients.
     pub(crate) bytes_down: u64,
+    /// Bytes a second from clients, over the last seconds.
+    #[serde(default)]
+    pub(crate) up_per_second: u64,
+    /// Bytes a second to clients, over the last seconds.
+    #[serde(default)]
+    pub(crate) down_per_second: u64,
+    /// How long it takes to get through to it, where anybody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) latency: Option<LatencyStatus>,
+}
+
+/// How long attempts took until they had won, in milliseconds.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct LatencyStatus {
+    /// Of late: the moving average that picks go by, over the workers that have one.
+    pub(crate) average_ms: f64,
+    /// Since the start: as many took less as took longer.
+    pub(crate) p50_ms: f64,
+    /// One in ten took longer.
+    pub(crate) p90_ms: f64,
+    /// One in a hundred took longer.
+    pub(crate) p99_ms: f64,
+}
+
+/// Puts the latencies of the targets of a snapshot into its status. Sums histograms up: for a thread that may take a
+/// while.
+pub(crate) fn add_latencies(status: &mut Status, snapshot: &Snapshot) {
+    let percentiles = crate::histogram::times_to_connect(snapshot);
+    for ((status, target), percentiles) in status.targets.iter_mut().zip(&snapshot.targets).zip(percentiles) {
+        let known: Vec<u64> = target
+            .counters
+            .cells()
+            .map(|cell| cell.latency.at_last())
+            .filter(|average| *average > 0)
+            .collect();
+        let millis = |micros: u64| micros as f64 / 1e3;
+        status.latency = percentiles.map(|at| LatencyStatus {
+            average_ms: millis(known.iter().sum::<u64>() / known.len().max(1) as u64),
+            p50_ms: millis(at.p50),
+            p90_ms: millis(at.p90),
+            p99_ms: millis(at.p99),
+        });
+    }
 }
 
 /// The last probe of a target.
@@ -265,6 +314,9 @@ pub(crate) fn targets(snapshot: &Snapshot) -> Vec<TargetStatus> {
                 first_byte_timeouts: sum(|cell| &cell.outcomes.first_byte_timeouts),
                 bytes_up: sum(|cell| &cell.bytes_up),
                 bytes_down: sum(|cell| &cell.bytes_down),
+                up_per_second: 0,
+                down_per_second: 0,
+                latency: None,
             }
         })
         .collect()
@@ -352,6 +404,10 @@ impl Status {
             humantime::format_duration(std::time::Duration::from_secs(self.uptime_seconds)),
             self.generation,
         );
+        if let Some(seconds) = self.outage_for_seconds {
+            let since = humantime::format_duration(std::time::Duration::from_secs(seconds as u64));
+            let _ = writeln!(text, "Nobody has answered for {since}: our own network is taken to be down.\n");
+        }
         let mut rows = vec![header([
             "LISTENER", "ADDRESS", "PROTOCOL", "TARGET", "ACTIVE", "ACCEPTED", "UP", "DOWN", "SPLICED",
         ])];
@@ -370,8 +426,10 @@ impl Status {
         }));
         align(&rows, &mut text);
         text.push('\n');
-        let mut rows =
-            vec![header(["TARGET", "KIND", "HEALTH", "ACTIVE", "SESSIONS", "FAILED", "UP", "DOWN", "WHAT"])];
+        let mut rows = vec![header([
+            "TARGET", "KIND", "HEALTH", "ACTIVE", "SESSIONS", "FAILED", "UP", "DOWN", "UP/S", "DOWN/S",
+            "P50", "WHAT",
+        ])];
         rows.extend(self.targets.iter().map(TargetStatus::row));
         align(&rows, &mut text);
         if self.per_worker.len() > 1 {
@@ -427,6 +485,9 @@ impl TargetStatus {
             self.failed.values().sum::<u64>().to_string(),
             bytes(self.bytes_up),
             bytes(self.bytes_down),
+            bytes(self.up_per_second),
+            bytes(self.down_per_second),
+            self.latency.map_or_else(|| "-".to_owned(), |latency| format!("{:.1} ms", latency.p50_ms)),
             what,
         ]
     }

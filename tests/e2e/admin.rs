@@ -41,6 +41,7 @@ fn wrong_methods_are_a_405_and_change_nothing(engine: Engine) {
         ("GET", "/reload", "POST"),
         ("GET", "/drain?target=up", "POST"),
         ("GET", "/undrain?target=up", "POST"),
+        ("GET", "/disable?target=up", "POST"),
         ("POST", "/status", "GET"),
         ("POST", "/metrics", "GET"),
         ("DELETE", "/health", "GET"),

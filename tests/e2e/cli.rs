@@ -101,9 +101,19 @@ fn wrong_usage_is_exit_code_2() {
 fn help_teaches() {
     let help = ringweir(&["--help"]);
     assert_eq!(help.code, 0);
-    for word in
-        ["run", "forward", "check", "status", "histogram", "reload", "drain", "undrain", "completions"]
-    {
+    for word in [
+        "run",
+        "forward",
+        "check",
+        "status",
+        "histogram",
+        "reload",
+        "drain",
+        "undrain",
+        "disable",
+        "enable",
+        "completions",
+    ] {
         assert!(help.stdout.contains(word), "no {word} in:\n{}", help.stdout);
     }
     let forward = ringweir(&["forward", "--help"]);

@@ -22,6 +22,7 @@ scenarios!(Welcome:
     a_second_sigterm_ends_at_once,
     a_drained_target_keeps_its_sessions_and_gets_no_new_ones,
     nobody_is_served_when_every_member_is_drained,
+    a_disabled_target_is_neither_picked_nor_probed,
     a_taken_port_refuses_to_start,
     session_lines_tell_everything_in_text,
     session_lines_tell_everything_in_json,
@@ -116,6 +117,36 @@ fn a_drained_target_keeps_its_sessions_and_gets_no_new_ones(engine: Engine) {
     assert_eq!(name(), Some('a'));
     assert_echo(&mut running, b"goes on");
     assert_eq!(command(&daemon, &["drain", "nobody"]), 1, "an unknown target is an error");
+}
+
+fn a_disabled_target_is_neither_picked_nor_probed(engine: Engine) {
+    let (a, b) = (Server::named(b'a'), Server::named(b'b'));
+    let check = "check = \"alive\"\n[check.alive]\nschedule = [\"20ms\"]\n";
+    let config = pool(a.address(), b.address()) + check;
+    let disabling = config.replace("[upstream.a]\n", "[upstream.a]\ndisabled = true\n");
+    assert_ne!(config, disabling);
+    let daemon = Daemon::start(engine, &config);
+    let name = || ask_name(daemon.address("in")).map(|(name, _)| char::from(name));
+    eventually(PATIENCE, "a is up", || health(&daemon.status(), "a") == "up");
+    let (_, mut running) = ask_name(daemon.address("in")).expect("served");
+    assert_eq!(command(&daemon, &["disable", "a"]), 0);
+    assert_eq!(health(&daemon.status(), "a"), "disabled");
+    // A probe that was under way may still arrive.
+    let probed = a.accepted() + 1;
+    let others = b.accepted() + 10;
+    eventually(PATIENCE, "b is probed on", || b.accepted() > others);
+    assert!(a.accepted() <= probed, "a is probed no more");
+    assert_eq!(name(), Some('b'));
+    assert_echo(&mut running, b"goes on");
+    assert_eq!(command(&daemon, &["enable", "a"]), 0);
+    eventually(PATIENCE, "a is up", || health(&daemon.status(), "a") == "up");
+    assert_eq!(name(), Some('a'));
+    daemon.reload(&disabling).unwrap();
+    assert_eq!(name(), Some('a'), "the operator's word stands over the file's");
+    let daemon = Daemon::start(engine, &disabling);
+    assert_eq!(ask_name(daemon.address("in")).map(|(name, _)| name), Some(b'b'));
+    assert_eq!(command(&daemon, &["enable", "a"]), 0);
+    assert_eq!(ask_name(daemon.address("in")).map(|(name, _)| name), Some(b'a'));
 }
 
 fn nobody_is_served_when_every_member_is_drained(engine: Engine) {

@@ -18,6 +18,7 @@ mod histograms;
 mod http;
 mod lifecycle;
 mod names;
+mod outage;
 mod passive;
 mod policies;
 mod proxies;

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringweir_flow::health::{Judgement, Verdict, VerdictTerms};
+use ringweir_flow::health::{Evidence, Judgement, Verdict, VerdictTerms};
 use ringweir_flow::snapshot::Health;
 use ringweir_flow::time::Instant;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ use crate::resolve::Names;
 pub(crate) const MAX_PROBES: usize = 64;
 
 /// Waits are drawn from this much around the scheduled ones, so that probes of many targets do not march in step.
-const JITTER: f64 = 0.1;
+pub(crate) const JITTER: f64 = 0.1;
 
 /// What a probe found, and what follows from it.
 #[derive(Clone, Debug)]
@@ -37,6 +37,8 @@ pub(crate) struct Finding {
     pub(crate) took: Duration,
     /// How far it came, and when.
     pub(crate) stages: Vec<StageTime>,
+    /// What it shows of the network.
+    pub(crate) evidence: Evidence,
     /// The health from now on.
     pub(crate) health: Health,
 }
@@ -77,10 +79,10 @@ pub(crate) fn start(
         let mut verdict = Verdict::new(terms);
         let mut step = 0;
         loop {
-            let report = {
+            let (report, evidence) = {
                 // The semaphore is never closed.
                 let _permit = probes.acquire().await;
-                prober.probe().await
+                prober.probe_for_evidence().await
             };
             let judgement = verdict.handle(report.error.is_none(), moment(origin));
             if judgement == Judgement::Doubted {
@@ -91,6 +93,7 @@ pub(crate) fn start(
                 error: report.error,
                 took: report.took,
                 stages: report.stages,
+                evidence,
                 health: verdict.health(),
             };
             if findings.send(finding).await.is_err() {
@@ -192,11 +195,42 @@ impl Stage {
 struct Stages {
     begun: tokio::time::Instant,
     over: Vec<StageTime>,
+    contact: Contact,
+}
+
+/// Whom a probe has met on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Contact {
+    /// What is connected to is on this machine.
+    is_local: bool,
+    /// It leads on to another, as proxies do.
+    leads_on: bool,
+    /// What is connected to refused, which is an answer as well.
+    has_refused: bool,
 }
 
 impl Stages {
     fn mark(&mut self, stage: Stage) {
         self.over.push(StageTime { stage, at_ms: millis(self.begun.elapsed()) });
+    }
+
+    fn has_passed(&self, stage: Stage) -> bool {
+        self.over.iter().any(|time| time.stage == stage)
+    }
+
+    /// What the probe shows of the network: whether anything came back over it.
+    fn evidence(&self, is_well: bool) -> Evidence {
+        let Contact { is_local, leads_on, has_refused } = self.contact;
+        let is_open = self.has_passed(Stage::Connect);
+        match (is_local, leads_on) {
+            (false, _) if is_open || has_refused => Evidence::Answer,
+            (false, _) => Evidence::Silence,
+            (true, false) => Evidence::Neither,
+            (true, true) if is_well || self.has_passed(Stage::FirstByte) => Evidence::Answer,
+            // The proxy runs, and gets through to nobody.
+            (true, true) if is_open => Evidence::Silence,
+            (true, true) => Evidence::Neither,
+        }
     }
 }
 
@@ -232,8 +266,13 @@ impl Prober {
 
     /// Probes once, for no longer than the check says.
     pub(crate) async fn probe(&mut self) -> Report {
+        self.probe_for_evidence().await.0
+    }
+
+    /// Probes once, and tells as well what that shows of the network.
+    async fn probe_for_evidence(&mut self) -> (Report, Evidence) {
         let (check, begun) = (Arc::clone(&self.check), tokio::time::Instant::now());
-        let mut stages = Stages { begun, over: Vec::new() };
+        let mut stages = Stages { begun, over: Vec::new(), contact: Contact::default() };
         let probe = async {
             match &check.kind {
                 CheckKind::Tcp => reach(self, None, &mut stages).await.map(drop),
@@ -244,7 +283,12 @@ impl Prober {
         };
         let result = timeout(check.timeout, probe).await;
         let result = result.unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout)));
-        Report { error: result.err(), took: begun.elapsed(), stages: stages.over }
+        let evidence = match check.kind {
+            // Whom a program asks is its own affair.
+            CheckKind::Exec(_) => Evidence::Neither,
+            CheckKind::Tcp | CheckKind::Http(_) | CheckKind::Talk(_) => stages.evidence(result.is_ok()),
+        };
+        (Report { error: result.err(), took: begun.elapsed(), stages: stages.over }, evidence)
     }
 }
 
@@ -260,6 +304,26 @@ fn jittered(wait: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_is_an_answer_and_what_is_local_says_nothing() {
+        let evidence = |contact: Contact, passed: &[Stage], is_well: bool| {
+            let mut stages = Stages { begun: tokio::time::Instant::now(), over: Vec::new(), contact };
+            passed.iter().for_each(|stage| stages.mark(*stage));
+            stages.evidence(is_well)
+        };
+        let remote = Contact::default();
+        assert_eq!(evidence(remote, &[], false), Evidence::Silence);
+        assert_eq!(evidence(Contact { has_refused: true, ..remote }, &[], false), Evidence::Answer);
+        assert_eq!(evidence(remote, &[Stage::Connect], false), Evidence::Answer);
+        let local = Contact { is_local: true, ..remote };
+        assert_eq!(evidence(local, &[Stage::Connect], true), Evidence::Neither);
+        let proxy = Contact { leads_on: true, ..local };
+        assert_eq!(evidence(proxy, &[], false), Evidence::Neither, "it does not run itself");
+        assert_eq!(evidence(proxy, &[Stage::Connect], false), Evidence::Silence);
+        let answered = [Stage::Connect, Stage::Proxy, Stage::FirstByte];
+        assert_eq!(evidence(proxy, &answered, false), Evidence::Answer, "a bad status is one");
+    }
 
     #[test]
     fn waits_stay_within_the_jitter() {

@@ -1,6 +1,7 @@
 //! How a probe gets to a target: the way that sessions go, proxies included.
 
 use std::fmt::Display;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ pub(super) async fn reach(
     let upstream = prober.upstream.clone();
     let leads = |hop: &Hop| asked.is_some() || matches!(hop.towards, Towards::Fixed(_));
     let hops: Vec<Hop> = upstream.hops().into_iter().filter(leads).collect();
+    stages.contact.leads_on = !hops.is_empty();
     let endpoint = upstream.via.first().map_or(&upstream.endpoint, |via| &via.endpoint);
     let found = match (endpoint, asked) {
         (Endpoint::Direct, Some(Destination::Address(address))) => Endpoint::Address(*address),
@@ -58,6 +60,7 @@ pub(super) async fn reach(
             prober.known.clone()
         }
         Endpoint::Unix(path) => {
+            stages.contact.is_local = true;
             let mut stream = connect_unix(path).await?;
             stages.mark(Stage::Connect);
             let heard = pass(&mut stream, &hops, asked, stages).await?;
@@ -83,10 +86,14 @@ async fn reach_one_of(
     };
     let reached = |address: &SocketAddr| outgoing.is_none_or(|outgoing| outgoing.reaches(*address));
     let addresses: Vec<_> = addresses.iter().copied().filter(reached).collect();
+    let is_local = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
+    stages.contact.is_local = !addresses.is_empty() && addresses.iter().all(is_local);
     let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
     for address in addresses {
         let reach = async {
-            let mut stream = connect_one(address, outgoing).await?;
+            let connected = connect_one(address, outgoing).await;
+            stages.contact.has_refused |= connected.as_ref().is_err_and(is_refusal);
+            let mut stream = connected.map_err(|error| error.to_string())?;
             stages.mark(Stage::Connect);
             let heard = pass(&mut stream, hops, asked, stages).await?;
             let stream: Box<dyn Io> = Box::new(stream);
@@ -102,17 +109,20 @@ async fn reach_one_of(
 }
 
 /// Connects as sessions do, from the first of the source addresses.
-async fn connect_one(address: SocketAddr, outgoing: Option<&Outgoing>) -> Result<TcpStream, String> {
-    let connected = match outgoing {
+async fn connect_one(address: SocketAddr, outgoing: Option<&Outgoing>) -> io::Result<TcpStream> {
+    match outgoing {
         None => TcpStream::connect(address).await,
         Some(outgoing) => {
             let source = outgoing.source(address, 0);
-            let socket =
-                ringweir_socket::open(address, outgoing, source).map_err(|error| error.to_string())?;
+            let socket = ringweir_socket::open(address, outgoing, source).map_err(io::Error::other)?;
             TcpSocket::from_std_stream(socket.into()).connect(address).await
         }
-    };
-    connected.map_err(|error| error.to_string())
+    }
+}
+
+/// Whether somebody at the other end has said no.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset)
 }
 
 /// Gets past the proxies on the way; returns what came from behind them.

@@ -37,6 +37,7 @@ pub(crate) struct DeclaredHealth {
     pub(crate) slow_start: Option<Duration>,
     pub(crate) active: Option<u32>,
     pub(crate) tolerance: Option<Duration>,
+    pub(crate) disabled: bool,
 }
 
 /// What a declaration says of passive health.
@@ -56,12 +57,14 @@ impl Default for DeclaredHealth {
             slow_start: None,
             active: None,
             tolerance: None,
+            disabled: false,
         }
     }
 }
 
 pub(crate) fn of_upstream(table: &Table<'_>, endpoint: Option<&Endpoint>) -> DeclaredHealth {
-    let mut health = DeclaredHealth::default();
+    let disabled = table.get("disabled").and_then(|node| node.boolean()).unwrap_or(false);
+    let mut health = DeclaredHealth { disabled, ..DeclaredHealth::default() };
     if let Some(node) = table.get("passive") {
         if matches!(endpoint, Some(Endpoint::Direct | Endpoint::Reject)) {
             node.report("has no meaning here: this kind leads to no fixed endpoint", None);
@@ -186,6 +189,7 @@ pub(crate) fn join(targets: &mut [Target], declared: &[DeclaredHealth]) {
                 slow_start: said.slow_start,
                 active: said.active.map(|active| active as usize),
                 tolerance: said.tolerance,
+                disabled: said.disabled,
             }
         })
         .collect();

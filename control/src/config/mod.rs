@@ -83,6 +83,7 @@ fn config(root: &Table<'_>, folder: &Path) -> Config {
         admin: sections::admin(root, folder),
         log: sections::log(root),
         drain,
+        excuse_outages: sections::excuse_outages(root),
         state: sections::state(root, folder),
         histograms: sections::histograms(root, folder),
         resolver: sections::resolver(root),

@@ -7,6 +7,7 @@ pub(crate) const ROOT: &[&str] = &[
     "log",
     "timeouts",
     "histograms",
+    "health",
     "state",
     "resolver",
     "listener",
@@ -18,6 +19,7 @@ pub(crate) const ENGINE: &[&str] = &["kind", "workers", "splice", "pipes", "busy
 pub(crate) const ADMIN: &[&str] = &["listen", "metrics", "token", "token_file"];
 pub(crate) const LOG: &[&str] = &["level", "format", "sessions"];
 pub(crate) const TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close", "drain"];
+pub(crate) const HEALTH: &[&str] = &["excuse_outages"];
 pub(crate) const STATE: &[&str] = &["file"];
 pub(crate) const HISTOGRAMS: &[&str] = &["file", "interval"];
 pub(crate) const RESOLVER: &[&str] = &["servers", "timeout"];
@@ -42,6 +44,7 @@ pub(crate) const LISTENER_TIMEOUTS: &[&str] = &["handshake", "connect", "idle", 
 pub(crate) const UPSTREAM: &[&str] = &[
     "kind",
     "passive",
+    "disabled",
     "address",
     "weight",
     "check",
@@ -106,6 +109,7 @@ pub fn known_keys() -> Vec<String> {
         ("log", LOG),
         ("timeouts", TIMEOUTS),
         ("histograms", HISTOGRAMS),
+        ("health", HEALTH),
         ("state", STATE),
         ("resolver", RESOLVER),
         ("listener", LISTENER),

@@ -208,6 +208,11 @@ pub(crate) fn state(root: &Table<'_>, folder: &Path) -> Option<PathBuf> {
     Some(folder.join(name))
 }
 
+pub(crate) fn excuse_outages(root: &Table<'_>) -> bool {
+    let table = section(root, "health", schema::HEALTH);
+    table.and_then(|table| table.get("excuse_outages")?.boolean()).unwrap_or(true)
+}
+
 pub(crate) fn resolver(root: &Table<'_>) -> ResolverSettings {
     let mut settings = ResolverSettings { servers: Vec::new(), timeout: DEFAULT_RESOLVE };
     let Some(table) = section(root, "resolver", schema::RESOLVER) else { return settings };

@@ -7,7 +7,7 @@ use ringweir_flow::snapshot::{Health, Policy};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Daemon, LONGEST_PROBE, Observation, Phase, Probed};
+use super::{Daemon, LONGEST_PROBE, Observation, Phase, Probed, Word};
 use crate::assemble::assemble;
 use crate::bind::Opened;
 use crate::check::{self, Finding, Prober};
@@ -25,8 +25,7 @@ impl Daemon {
             return;
         }
         let now = Instant::now();
-        let took = finding.error.is_none().then_some(finding.took);
-        let is_overtaken = self.knowledge.care.handle_probe(&target, took, &self.config);
+        let is_news = self.knowledge.care.handle_probe(&finding, &self.config);
         let before = self.knowledge.health.insert(Arc::clone(&target), finding.health);
         let changed = before.unwrap_or(Health::Unknown) != finding.health;
         let health_since = match self.last_probes.get(&target) {
@@ -34,7 +33,7 @@ impl Daemon {
             Some(_) | None => now,
         };
         self.last_probes.insert(target, Probed { finding, at: now, health_since });
-        if changed || is_overtaken {
+        if changed || is_news {
             self.publish(Vec::new());
         }
     }
@@ -180,30 +179,37 @@ impl Daemon {
         });
     }
 
-    pub(super) fn set_drained(&mut self, name: &str, drained: bool) -> Result<String, String> {
+    /// Does what the operator says of a target.
+    pub(super) fn hear(&mut self, name: &str, word: Word) -> Result<String, String> {
         let Some(target) = self.config.targets.iter().find(|target| &*target.name == name) else {
             return Err(format!("there is no target called {name:?}\n"));
         };
         let name = Arc::clone(&target.name);
-        let changed = if drained {
-            self.knowledge.drained.insert(Arc::clone(&name))
-        } else {
-            self.knowledge.drained.remove(&name)
+        let was_disabled = self.knowledge.is_disabled(target);
+        let changed = match word {
+            Word::Drain => self.knowledge.drained.insert(Arc::clone(&name)),
+            Word::Undrain => self.knowledge.drained.remove(&name),
+            Word::Disable | Word::Enable => {
+                let disabled = word == Word::Disable;
+                self.knowledge.disabled.insert(Arc::clone(&name), disabled);
+                was_disabled != disabled
+            }
         };
         if changed {
-            tracing::info!(target_name = &*name, drained, "the operator's word");
+            tracing::info!(target_name = &*name, word = word.as_str(), "the operator's word");
+            self.watch_targets();
             self.publish(Vec::new());
         }
-        let active = self
-            .snapshot
-            .targets
-            .iter()
-            .find(|target| target.name == name)
-            .map_or(0, |target| target.counters.sum(|cell| &cell.active));
-        Ok(if drained {
-            format!("{name} gets no new sessions; {active} are running\n")
-        } else {
-            format!("{name} gets new sessions again\n")
+        let known = self.snapshot.targets.iter().find(|target| target.name == name);
+        let active = known.map_or(0, |target| target.counters.sum(|cell| &cell.active));
+        let health = known.map_or(Health::Unknown, |target| target.health);
+        Ok(match word {
+            Word::Drain => format!("{name} gets no new sessions; {active} are running\n"),
+            Word::Disable => format!("{name} gets no new sessions and no probes; {active} are running\n"),
+            Word::Undrain | Word::Enable if health.is_available() => {
+                format!("{name} gets new sessions again\n")
+            }
+            Word::Undrain | Word::Enable => format!("{name} is {} still\n", health.as_str()),
         })
     }
 
@@ -214,6 +220,8 @@ impl Daemon {
             let (since, why) = care.standing(&target.name);
             target.health_for_seconds = since.as_secs_f64();
             target.why = why;
+            let speed = self.speeds.of(&target.name, target.bytes_up, target.bytes_down);
+            (target.up_per_second, target.down_per_second) = (speed.up, speed.down);
             target.out = members_out(&self.snapshot, &served.kind);
             target.reserve = care.reserve(&target.name);
             target.ejections = care.ejections(&target.name);
@@ -226,7 +234,10 @@ impl Daemon {
                 health_for_seconds: probed.health_since.elapsed().as_secs_f64(),
             });
         }
+        let (outage, outages) = care.outage();
         let status = Status {
+            outage_for_seconds: outage.map(|outage| outage.as_secs_f64()),
+            outages,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             engine: self.engine.to_owned(),
             workers: self.workers,

@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ringweir_flow::health::News;
 use ringweir_flow::snapshot::Health;
 use serde::{Deserialize, Serialize};
 
 /// How much is remembered: a bad night of a thousand targets, in about 100 KiB.
 const MAX_REMEMBERED: usize = 1024;
+
+/// Whom something has happened to that concerns all targets.
+const EVERYBODY: &str = "*";
 
 /// What can happen to a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -28,10 +32,18 @@ pub(crate) enum Incident {
     Drained,
     /// The operator put it back.
     Undrained,
+    /// It is neither picked nor probed, at the operator's word or the configuration's.
+    Disabled,
+    /// It is again.
+    Enabled,
     /// A spare of the group has taken the place of a member.
     Replaced,
     /// The operator has selected another member of the group.
     Switched,
+    /// (Nearly) all targets fell silent at once: it is our own network.
+    OutageBegan,
+    /// Something answers again.
+    OutageEnded,
 }
 
 impl Incident {
@@ -45,8 +57,12 @@ impl Incident {
             Incident::Returned => "returned",
             Incident::Drained => "drained",
             Incident::Undrained => "undrained",
+            Incident::Disabled => "disabled",
+            Incident::Enabled => "enabled",
             Incident::Replaced => "replaced",
             Incident::Switched => "switched",
+            Incident::OutageBegan => "outage-began",
+            Incident::OutageEnded => "outage-ended",
         }
     }
 
@@ -59,9 +75,11 @@ impl Incident {
             (_, Health::Down) => Incident::Down,
             (_, Health::Ejected) => Incident::Ejected,
             (_, Health::Trial) => Incident::Trial,
-            (_, Health::Draining | Health::Disabled) => Incident::Drained,
+            (_, Health::Draining) => Incident::Drained,
+            (_, Health::Disabled) => Incident::Disabled,
+            (Health::Disabled, Health::Up | Health::Unknown) => Incident::Enabled,
             (Health::Ejected | Health::Trial, Health::Up | Health::Unknown) => Incident::Returned,
-            (Health::Draining | Health::Disabled, Health::Up | Health::Unknown) => Incident::Undrained,
+            (Health::Draining, Health::Up | Health::Unknown) => Incident::Undrained,
             (Health::Down | Health::Up | Health::Unknown, Health::Up) => Incident::Up,
             // A check that has only begun has found nothing.
             (Health::Down | Health::Up | Health::Unknown, Health::Unknown) => return None,
@@ -95,12 +113,30 @@ impl History {
     pub(crate) fn record(&mut self, target: &Arc<str>, event: Incident, why: Option<String>) {
         tracing::info!(target_name = &**target, event = event.as_str(), why, "health changed");
         *self.counts.entry((Arc::clone(target), event)).or_default() += 1;
+        self.remember(target, event, why);
+    }
+
+    fn remember(&mut self, target: &str, event: Incident, why: Option<String>) {
         if self.entries.len() == MAX_REMEMBERED {
             self.entries.pop_front();
         }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         self.entries.push_back(Entry { at_ms, target: target.to_string(), event, why });
+    }
+
+    /// Remembers and logs what concerns our own network.
+    pub(crate) fn record_outage(&mut self, news: News) {
+        let (event, words) = match news {
+            News::None => return,
+            News::Began => (
+                Incident::OutageBegan,
+                "nobody answers any more: our own network is taken to be down, and targets keep their health",
+            ),
+            News::Ended => (Incident::OutageEnded, "somebody answers again: our own network is up"),
+        };
+        tracing::warn!(event = event.as_str(), "{words}");
+        self.remember(EVERYBODY, event, None);
     }
 
     /// Forgets the counts of targets that are gone; what has happened to them stays told.

@@ -3,7 +3,9 @@
 //! snapshot.
 
 pub(crate) mod history;
+mod network;
 pub(crate) mod retire;
+pub(crate) mod speed;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -11,8 +13,8 @@ use std::time::Duration;
 
 use ringweir_flow::account::TargetCounters;
 use ringweir_flow::health::{
-    Alarm, Cause, Move, Outcomes, Pool, RAMP_STEPS, Ramp, Ranking, Roster, Standing, Terms, Trial, Ward,
-    Watch, Wellness,
+    Alarm, Cause, Move, News, Outcomes, Pool, RAMP_STEPS, Ramp, Ranking, Roster, Standing, Terms, Trial,
+    Ward, Watch, Wellness,
 };
 use ringweir_flow::snapshot::{Group, Health, Member, Role, Snapshot, TargetKind};
 use ringweir_flow::time::Instant;
@@ -20,6 +22,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant as Clock;
 
 use self::history::{History, Incident};
+use self::network::Network;
+use crate::check::Finding;
 use crate::model::{self, Config};
 
 /// How long a spare that failed its probe is passed over where no check tells of it.
@@ -63,6 +67,7 @@ pub(crate) struct Care {
     rankings: BTreeMap<Arc<str>, Ranking>,
     /// How quickly targets answered their probes of late.
     latencies: HashMap<Arc<str>, Duration>,
+    network: Network,
     forgive_at: Option<Instant>,
     rng: fastrand::Rng,
     pub(crate) history: History,
@@ -89,6 +94,7 @@ impl Care {
             rosters: BTreeMap::new(),
             rankings: BTreeMap::new(),
             latencies: HashMap::new(),
+            network: Network::default(),
             forgive_at: None,
             rng: fastrand::Rng::new(),
             history: History::default(),
@@ -147,6 +153,7 @@ impl Care {
         self.ramps.retain(|(group, member), _| is_known(group) && is_known(member));
         self.standings.retain(|name, _| is_known(name));
         self.latencies.retain(|name, _| is_known(name));
+        self.network.reconfigure(config, is_known);
         self.history.retain(is_known);
     }
 
@@ -157,6 +164,8 @@ impl Care {
 
     /// The health of an upstream of which checks say `found`.
     pub(crate) fn health(&self, target: &str, found: Health) -> Health {
+        let is_excused = found == Health::Down && self.network.excuses(target);
+        let found = if is_excused { Health::Up } else { found };
         match self.ward.standing(target) {
             Standing::Ejected { .. } if found.is_available() => Health::Ejected,
             Standing::OnTrial(_) if found.is_available() => Health::Trial,
@@ -229,8 +238,24 @@ impl Care {
         Some(self.origin + Duration::from_micros(next.as_micros()))
     }
 
-    /// A probe of a target took this long, or failed; true when the snapshot is not what it should be any more.
-    pub(crate) fn handle_probe(&mut self, name: &Arc<str>, took: Option<Duration>, config: &Config) -> bool {
+    /// A target was probed; true when the snapshot is not what it should be any more.
+    pub(crate) fn handle_probe(&mut self, finding: &Finding, config: &Config) -> bool {
+        let is_excused = self.network.excuses(&finding.target);
+        let names = config.targets.iter().map(|target| &target.name);
+        let news = self.network.handle(&finding.target, finding.evidence, self.now());
+        self.network.excuse(&finding.target, names);
+        self.history.record_outage(news);
+        let has_news = news != News::None || is_excused != self.network.excuses(&finding.target);
+        let took = finding.error.is_none().then_some(finding.took);
+        self.rank(&finding.target, took, config) || has_news
+    }
+
+    /// Since when our own network is taken to be down, and how often it was.
+    pub(crate) fn outage(&self) -> (Option<Duration>, u64) {
+        (self.network.since().map(|since| self.now().since(since)), self.network.outages())
+    }
+
+    fn rank(&mut self, name: &Arc<str>, took: Option<Duration>, config: &Config) -> bool {
         if self.rankings.is_empty() {
             return false;
         }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 pub(crate) use dump::dump;
 pub(crate) use exposition::expose;
 pub(crate) use file::Keeper;
-pub(crate) use report::{Report, log_report};
+pub(crate) use report::{Percentiles, Report, log_report};
 pub(crate) use tally::Tally;
 
 /// A moment on both clocks: the one that people read, and the one that never jumps.
@@ -129,6 +129,19 @@ fn all_series(snapshot: &Snapshot) -> impl Iterator<Item = Series<'_>> {
 fn owners(snapshot: &Snapshot) -> impl Iterator<Item = Owner<'_>> {
     let listeners = snapshot.listeners.iter().map(|one| Owner::Listener(&one.name, &one.counters));
     listeners.chain(snapshot.targets.iter().map(|one| Owner::Target(&one.name, &one.counters)))
+}
+
+/// How long attempts took to reach each target of a snapshot, where any did.
+pub(crate) fn times_to_connect(snapshot: &Snapshot) -> Vec<Option<Percentiles>> {
+    let mut scratch = tally::histogram();
+    let mut of = |owner: Owner<'_>| {
+        let tally = Tally::of(&owner.recorders(Figure::Connect));
+        (!tally.is_empty()).then(|| {
+            tally.fill(&mut scratch);
+            Percentiles::of(&scratch)
+        })
+    };
+    snapshot.targets.iter().map(|one| of(Owner::Target(&one.name, &one.counters))).collect()
 }
 
 fn series_of(owner: Owner<'_>) -> impl Iterator<Item = Series<'_>> {

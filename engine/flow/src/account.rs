@@ -65,6 +65,11 @@ impl Latency {
         self.at_us.set(now.as_micros());
     }
 
+    /// What it was at the last sample, in microseconds; 0 when there was none.
+    pub fn at_last(&self) -> u64 {
+        self.average_us.get()
+    }
+
     /// What it is at a moment, in microseconds; 0 when nothing is known.
     pub fn at(&self, now: Instant) -> u64 {
         let idle_us = now.as_micros().saturating_sub(self.at_us.get());

@@ -5,6 +5,7 @@ pub(crate) mod curl;
 pub(crate) mod daemon;
 pub(crate) mod http;
 pub(crate) mod names;
+pub(crate) mod netns;
 pub(crate) mod pattern;
 pub(crate) mod proc;
 pub(crate) mod server;
