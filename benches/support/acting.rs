@@ -26,7 +26,7 @@ pub(crate) const HTTP_CONNECT: &[&[u8]] = &[b"CONNECT 192.0.2.1:80 HTTP/1.1\r\nH
 pub(crate) fn view(protocol: Protocol) -> Rc<View> {
     let target = match protocol {
         Protocol::Tcp => world::endpoint("out", ([192, 0, 2, 1], 80).into()),
-        Protocol::Socks5 | Protocol::Http | Protocol::Mixed => {
+        Protocol::Socks | Protocol::Socks5 | Protocol::Http | Protocol::Mixed => {
             world::target("direct", TargetKind::Upstream(Upstream::Direct))
         }
     };

@@ -371,6 +371,7 @@ fn addresses_text(addresses: &[SocketAddr]) -> String {
 pub(crate) fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "tcp",
+        Protocol::Socks => "socks",
         Protocol::Socks5 => "socks5",
         Protocol::Http => "http",
         Protocol::Mixed => "mixed",

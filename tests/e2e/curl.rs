@@ -10,6 +10,7 @@ use crate::harness::server::{Refuser, Server};
 use crate::harness::{Engine, scenarios};
 
 scenarios!(Welcome:
+    curl_through_socks,
     curl_through_socks5,
     curl_through_an_http_proxy,
     curl_through_a_mixed_port,
@@ -28,14 +29,16 @@ fn start(engine: Engine, protocol: &str, users: &str) -> Daemon {
 
 /// The arguments that make curl use a proxy.
 fn ways(protocol: &str, proxy: SocketAddr) -> Vec<Vec<String>> {
-    let socks =
-        [["--socks5"], ["--socks5-hostname"]].map(|[option]| vec![option.to_owned(), proxy.to_string()]);
+    let with = |option: &str| vec![option.to_owned(), proxy.to_string()];
+    let socks = ["--socks5", "--socks5-hostname"].map(with);
+    let socks4 = ["--socks4", "--socks4a"].map(with);
     let http = vec!["-x".to_owned(), format!("http://{proxy}")];
     let tunnel = [http.clone(), vec!["-p".to_owned()]].concat();
     match protocol {
         "socks5" => socks.into(),
+        "socks" => socks.into_iter().chain(socks4).collect(),
         "http" => vec![http, tunnel],
-        _ => socks.into_iter().chain([http, tunnel]).collect(),
+        _ => socks.into_iter().chain(socks4).chain([http, tunnel]).collect(),
     }
 }
 
@@ -60,6 +63,10 @@ fn curl_through(engine: Engine, protocol: &str) {
     fetch_every_way(&server, &ways(protocol, daemon.address("in")), &[]);
 }
 
+fn curl_through_socks(engine: Engine) {
+    curl_through(engine, "socks");
+}
+
 fn curl_through_socks5(engine: Engine) {
     curl_through(engine, "socks5");
 }
@@ -78,8 +85,17 @@ fn curl_with_a_user_and_password(engine: Engine) {
     }
     let server = origin();
     let daemon = start(engine, "mixed", "users = { ann = \"secret\" }");
-    let ways = ways("mixed", daemon.address("in"));
+    let (socks4, ways): (Vec<_>, Vec<_>) =
+        ways("mixed", daemon.address("in")).into_iter().partition(|way| way[0].starts_with("--socks4"));
     fetch_every_way(&server, &ways, &["--proxy-user", "ann:secret"]);
+    let served = server.accepted();
+    for way in &socks4 {
+        let url = format!("http://{}/bytes/1", server.address());
+        let output = curl(&[&way[0], &way[1], "--proxy-user", "ann:secret", &url]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains("93"), "{error}");
+    }
+    assert_eq!(server.accepted(), served, "a name without a password opens nothing");
     let served = server.accepted();
     let url = format!("http://{}/bytes/1", server.address());
     for way in &ways {

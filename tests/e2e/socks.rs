@@ -29,6 +29,8 @@ scenarios!(Welcome:
     garbage_never_hurts,
     mixed_speaks_both_on_one_port,
     a_rejecting_target_refuses_by_its_rules,
+    socks4_and_4a_are_spoken_where_socks_or_mixed_listens,
+    socks4_is_told_the_truth,
 );
 
 /// A listener called `in` without users, dialling directly.
@@ -236,4 +238,51 @@ pub(crate) fn code_for(proxy: SocketAddr, destination: &[u8], port: u16) -> u8 {
     let mut client = socks_greet(proxy);
     client.write_all(&socks_request(destination, port)).unwrap();
     read_socks_reply(&mut client).code
+}
+
+/// A SOCKS 4 request.
+fn socks4(to: SocketAddr) -> Vec<u8> {
+    let SocketAddr::V4(to) = to else { panic!("SOCKS 4 knows no {to}") };
+    [&[4, 1][..], &to.port().to_be_bytes(), &to.ip().octets(), b"somebody\0"].concat()
+}
+
+fn socks4_and_4a_are_spoken_where_socks_or_mixed_listens(engine: Engine) {
+    let server = Server::echo();
+    let by_name = [&[4, 1][..], &server.port().to_be_bytes(), b"\0\0\0\x01\0localhost\0"].concat();
+    for protocol in ["socks", "mixed"] {
+        let daemon = Daemon::start(engine, &proxy(protocol));
+        for request in [socks4(server.address()), by_name.clone()] {
+            let mut client = connect(daemon.address("in"));
+            for byte in &request {
+                client.write_all(&[*byte]).unwrap();
+            }
+            let reply = read_bytes(&mut client, 8);
+            assert_eq!((reply[0], reply[1], &reply[4..]), (0, 0x5a, &[127, 0, 0, 1][..]));
+            assert_ne!(&reply[2..4], [0, 0], "the port we dialled from");
+            assert_echo(&mut client, b"payload");
+            let mut client = connect(daemon.address("in"));
+            client.write_all(&[&request[..], b"joined"].concat()).unwrap();
+            assert_eq!(read_bytes(&mut client, 14)[8..], *b"joined");
+        }
+    }
+}
+
+fn socks4_is_told_the_truth(engine: Engine) {
+    let refuser = Refuser::new();
+    let users = format!("{}users = {{ ann = \"secret\" }}\n", proxy("mixed"));
+    for (config, request, reply) in [
+        (proxy("socks"), socks4(refuser.address()), Some(0x5b)),
+        (proxy("socks"), vec![4, 2], Some(0x5b)),
+        (proxy("socks"), [&[4, 1, 0, 80, 1, 1, 1, 1][..], &[b'u'; 256]].concat(), Some(0x5b)),
+        (users, socks4(refuser.address()), Some(0x5d)),
+        (proxy("socks5"), socks4(refuser.address()), None),
+    ] {
+        let daemon = Daemon::start(engine, &config);
+        let mut client = connect(daemon.address("in"));
+        client.write_all(&request).unwrap();
+        if let Some(code) = reply {
+            assert_eq!(read_bytes(&mut client, 8), [0, code, 0, 0, 0, 0, 0, 0]);
+        }
+        assert_closed(&mut client);
+    }
 }

@@ -43,6 +43,7 @@ pub(crate) enum Verdict {
 #[derive(Debug)]
 pub(crate) enum Answer {
     Nothing,
+    Socks4,
     Socks5,
     HttpConnect,
     HttpPlain(Head),
@@ -76,9 +77,8 @@ impl Script {
             Protocol::Tcp => Script::of(Vec::new(), request(Answer::Nothing, usize::MAX)),
             Protocol::Socks5 => socks5(world, rng),
             Protocol::Http => http(world, rng),
-            Protocol::Mixed if rng.u8(..12) == 0 => {
-                Script::of(vec![4, 1, 0, 80, 127, 0, 0, 1, 0], socks4_refusal())
-            }
+            Protocol::Socks | Protocol::Mixed if rng.u8(..6) == 0 => socks4(world, rng),
+            Protocol::Socks => socks5(world, rng),
             Protocol::Mixed if rng.bool() => socks5(world, rng),
             Protocol::Mixed => http(world, rng),
         };
@@ -112,6 +112,7 @@ impl Script {
         match answer {
             Answer::Nothing | Answer::HttpPlain(_) => last.is_empty(),
             Answer::HttpConnect => status(last).is_some_and(|(code, content)| code == 200 && content == b""),
+            Answer::Socks4 => last == socks4_reply(0x5a, local),
             Answer::Socks5 => last == socks5_reply(0, local),
         }
     }
@@ -122,6 +123,7 @@ impl Script {
         let Some(last) = said.strip_prefix(self.talk.as_slice()) else { return false };
         match answer {
             Answer::Nothing => last.is_empty(),
+            Answer::Socks4 => last == socks4_reply(0x5b, None),
             Answer::Socks5 => last == socks5_reply(why.socks5_code(), None),
             Answer::HttpConnect | Answer::HttpPlain(_) => {
                 status(last).is_some_and(|(code, content)| code == why.http_status() && !content.is_empty())
@@ -240,8 +242,40 @@ fn refusal(reason: CloseReason, reply: Reply) -> Verdict {
     Verdict::Refusal { reason, reply }
 }
 
-fn socks4_refusal() -> Verdict {
-    refusal(CloseReason::ClientUnsupported, Reply::Bytes(&[0, 0x5b, 0, 0, 0, 0, 0, 0]))
+/// CONNECT by SOCKS 4 where the client wants an IPv4 address, else by 4a.
+fn socks4(world: &World, rng: &mut fastrand::Rng) -> Script {
+    const UNKNOWN: [u8; 8] = [0, 0x5d, 0, 0, 0, 0, 0, 0];
+    const FAILED: [u8; 8] = [0, 0x5b, 0, 0, 0, 0, 0, 0];
+    let wish = match wish(rng) {
+        Wish::Address(address) if address.is_ipv6() => Wish::Name(address.port()),
+        wish @ (Wish::Address(_) | Wish::Name(_)) => wish,
+    };
+    let (port, ip, name) = match wish {
+        Wish::Address(address) => (address.port(), address.ip(), String::new()),
+        Wish::Name(port) => (port, IpAddr::from([0, 0, 0, 7]), format!("{NAME}\0")),
+    };
+    let IpAddr::V4(ip) = ip else { unreachable!("sorted out above") };
+    let command = if rng.u8(..8) == 0 { 2 } else { 1 };
+    let head = [&[4, command][..], &port.to_be_bytes(), &ip.octets()].concat();
+    let bytes = [&head, &b"somebody\0"[..], name.as_bytes()].concat();
+    if world.has_users {
+        return Script::of(bytes, refusal(CloseReason::ClientAuthentication, Reply::Bytes(&UNKNOWN)));
+    }
+    if command != 1 {
+        return Script::of(bytes, refusal(CloseReason::ClientUnsupported, Reply::Bytes(&FAILED)));
+    }
+    let mut script = Script::of(bytes, request(Answer::Socks4, usize::MAX));
+    script.destination = Some(wish);
+    script
+}
+
+fn socks4_reply(code: u8, bound: Option<SocketAddr>) -> Vec<u8> {
+    let port = bound.map_or(0, |bound| bound.port());
+    let ip = match bound {
+        Some(SocketAddr::V4(address)) => address.ip().octets(),
+        Some(SocketAddr::V6(_)) | None => [0; 4],
+    };
+    [&[0, code][..], &port.to_be_bytes(), &ip].concat()
 }
 
 fn wish(rng: &mut fastrand::Rng) -> Wish {

@@ -175,7 +175,8 @@ impl Witness {
 
     pub(crate) fn check_connect(&mut self, address: &UpstreamAddr, local: bool) -> Verdicts {
         self.connects += 1;
-        let is_socks = matches!(self.script.verdict, Verdict::Request { answer: Answer::Socks5, .. });
+        let is_socks =
+            matches!(self.script.verdict, Verdict::Request { answer: Answer::Socks4 | Answer::Socks5, .. });
         hold!(local == is_socks, "the local address is asked for when it is not needed, or not when it is");
         match self.upstream() {
             Some(Upstream::Direct) => {

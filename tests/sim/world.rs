@@ -47,6 +47,7 @@ impl World {
             0 => Protocol::Tcp,
             1 => Protocol::Socks5,
             2 => Protocol::Http,
+            3 if rng.bool() => Protocol::Socks,
             _ if rng.bool() => Protocol::Mixed,
             _ => Protocol::Tcp,
         };

@@ -34,6 +34,7 @@ pub(crate) struct RawListener<'a> {
 /// The words for what a listener speaks.
 pub(crate) const PROTOCOLS: &[(&str, Protocol)] = &[
     ("tcp", Protocol::Tcp),
+    ("socks", Protocol::Socks),
     ("socks5", Protocol::Socks5),
     ("http", Protocol::Http),
     ("mixed", Protocol::Mixed),
@@ -62,7 +63,7 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
     if protocol.is_none_or(|protocol| protocol == Some(Protocol::Tcp)) {
         for key in ["users", "users_file", "allow_local"] {
             if let Some(node) = table.get(key) {
-                let hint = "protocol = \"socks5\", \"http\" or \"mixed\"".to_owned();
+                let hint = "protocol = \"socks\", \"socks5\", \"http\" or \"mixed\"".to_owned();
                 node.report("has no meaning where the protocol is tcp", Some(hint));
             }
         }
@@ -142,7 +143,7 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph) -> Listener {
     let target = raw.target.as_ref().and_then(|node| graph.find(node));
     match raw.protocol {
         Protocol::Tcp => report_no_destination(&raw, target, graph),
-        Protocol::Socks5 | Protocol::Http | Protocol::Mixed => report_open_relay(&raw),
+        Protocol::Socks | Protocol::Socks5 | Protocol::Http | Protocol::Mixed => report_open_relay(&raw),
     }
     let reach = if raw.binds.iter().all(|(bind, _)| bind.is_local()) {
         Reach::Anywhere
@@ -171,7 +172,7 @@ fn report_no_destination(raw: &RawListener<'_>, target: Option<TargetIndex>, gra
     let way = if path.len() > 1 { format!(" ({})", path.join(" -> ")) } else { String::new() };
     node.report(
         format!("leads to {last}{way}, and clients of a tcp listener name no destination"),
-        Some("protocol = \"mixed\" understands SOCKS5 and HTTP clients, which do".to_owned()),
+        Some("protocol = \"mixed\" understands SOCKS and HTTP clients, which do".to_owned()),
     );
 }
 

@@ -112,7 +112,9 @@ pub enum Protocol {
     Socks5,
     /// HTTP proxy: CONNECT and absolute-form requests (RFC 9110, RFC 9112).
     Http,
-    /// SOCKS5 or HTTP; the first byte decides.
+    /// SOCKS 4, 4a or 5; the first byte decides.
+    Socks,
+    /// SOCKS 4, 4a or 5, or HTTP; the first byte decides.
     Mixed,
 }
 

@@ -23,7 +23,7 @@ use crate::resolve::{ResolveError, Resolved};
 use crate::snapshot::{Commit, FirstHop, Route, TargetIndex, TargetKind, Towards, Upstream};
 use crate::time::Instant;
 use crate::view::View;
-use crate::wire::{self, Answer, Destination, Failure, Request};
+use crate::wire::{self, Destination, Failure, Request};
 
 /// A member that refuses at once is not the fastest.
 const FAILURE_COUNTS_AS: Duration = Duration::from_secs(1);
@@ -231,7 +231,7 @@ impl Session {
     /// Opens the next connection of an attempt if it is time for one.
     pub(super) fn advance_dial(&mut self, index: usize, now: Instant) {
         let Some(setup) = &mut self.setup else { return };
-        let local = setup.answer() == Answer::Socks5;
+        let local = setup.answer().tells_local();
         let Some(attempt) = setup.attempts.get_mut(index) else { return };
         let Approach::Dialing(dial) = &mut attempt.approach else { return };
         match dial.next(now) {

@@ -26,7 +26,7 @@ impl Session {
             (Answered::Yes, _) | (Answered::NotYet, Answer::None) => {
                 self.close(Closing { reason, client: Ending::Reset, upstream: Ending::Plain });
             }
-            (Answered::NotYet, Answer::Socks5 | Answer::HttpConnect | Answer::HttpPlain) => {
+            (Answered::NotYet, Answer::Socks4 | Answer::Socks5 | Answer::HttpConnect | Answer::HttpPlain) => {
                 let reply = setup.answer().failure(failure);
                 self.refuse(reply, reason, now);
             }

@@ -1,6 +1,7 @@
 //! One handshake for every protocol a listener may speak.
 
-use super::{Progress, http, mixed, socks5};
+use super::mixed::{self, Spoken};
+use super::{Progress, http, socks5};
 use crate::snapshot::Protocol;
 use crate::users::Users;
 
@@ -11,7 +12,7 @@ pub enum Handshake {
     Socks5(socks5::Handshake),
     /// HTTP proxy.
     Http(http::Handshake),
-    /// SOCKS5 or HTTP; the first byte decides.
+    /// SOCKS of any version, or that or HTTP; the first byte decides.
     Mixed(mixed::Handshake),
 }
 
@@ -22,7 +23,8 @@ impl Handshake {
             Protocol::Tcp => None,
             Protocol::Socks5 => Some(Handshake::Socks5(socks5::Handshake::default())),
             Protocol::Http => Some(Handshake::Http(http::Handshake::default())),
-            Protocol::Mixed => Some(Handshake::Mixed(mixed::Handshake::default())),
+            Protocol::Socks => Some(Handshake::Mixed(mixed::Handshake::Undecided(Spoken::Socks))),
+            Protocol::Mixed => Some(Handshake::Mixed(mixed::Handshake::Undecided(Spoken::SocksOrHttp))),
         }
     }
 
@@ -46,7 +48,7 @@ mod tests {
 
     use super::*;
     use crate::close::CloseReason;
-    use crate::wire::{Answer, Body, Step};
+    use crate::wire::{Answer, Body, Step, socks4};
 
     /// What became of a handshake.
     #[derive(Debug, PartialEq)]
@@ -83,8 +85,9 @@ mod tests {
                 }
             }
             assert!(kept.len() < http::MAX_HEAD_BYTES, "{protocol:?} keeps {} bytes", kept.len());
-            if protocol == Protocol::Socks5 {
-                assert!(kept.len() < socks5::MAX_MESSAGE_BYTES, "socks5 keeps {} bytes", kept.len());
+            let socks_bytes = socks4::MAX_MESSAGE_BYTES.max(socks5::MAX_MESSAGE_BYTES);
+            if matches!(protocol, Protocol::Socks5 | Protocol::Socks) {
+                assert!(kept.len() < socks_bytes, "{protocol:?} keeps {} bytes", kept.len());
             }
         }
         Run { replies, consumed, step: Step::Incomplete }
@@ -120,7 +123,8 @@ mod tests {
                 false => (None, [&[5, 1, 0], &connect[..]].concat()),
             }
         });
-        let socks5 = (select(&[Protocol::Socks5, Protocol::Mixed]), socks5);
+        let socks5 = (select(&[Protocol::Socks5, Protocol::Socks, Protocol::Mixed]), socks5);
+        let socks4 = (select(&[Protocol::Socks, Protocol::Mixed]), socks4_request());
         let http = (any::<bool>(), any::<bool>(), fields()).prop_map(|(login, tunnel, fields)| {
             let line: &[u8] = match tunnel {
                 true => b"CONNECT a.example:8080 HTTP/1.1\r\n",
@@ -136,7 +140,20 @@ mod tests {
         prop_oneof![
             socks5.prop_map(|(protocol, (users, bytes))| (protocol, users, bytes)),
             http.prop_map(|(protocol, (users, bytes))| (protocol, users, bytes)),
+            socks4.prop_map(|(protocol, bytes)| (protocol, None, bytes)),
         ]
+    }
+
+    fn socks4_request() -> impl Strategy<Value = Vec<u8>> {
+        let user = prop::collection::vec(1..=0xffu8, 0..=socks4::MAX_USER_BYTES);
+        let destination = prop_oneof![
+            (1..=0xffu8, any::<[u8; 3]>()).prop_map(|(first, rest)| ([&[first][..], &rest].concat(), vec![])),
+            (1..=0xffu8, "[a-z0-9.-]{1,255}")
+                .prop_map(|(last, name)| (vec![0, 0, 0, last], [name.as_bytes(), b"\0"].concat())),
+        ];
+        (user, destination).prop_map(|(user, (address, name))| {
+            [&[4, 1, 0x1f, 0x90][..], &address, &user, b"\0", &name].concat()
+        })
     }
 
     fn socks5_destination() -> impl Strategy<Value = Vec<u8>> {
@@ -212,12 +229,14 @@ mod tests {
             b"\x05\x01\x00\x03\x01a",
             b"\x01\x03ann\x06secret",
             b"\x04",
+            b"\x04\x01\x1f\x90",
+            b"\0\0\0\x01",
         ];
         prop::collection::vec(select(PARTS), 0..24).prop_map(|parts| parts.concat())
     }
 
     fn protocols() -> impl Strategy<Value = Protocol> {
-        select(&[Protocol::Socks5, Protocol::Http, Protocol::Mixed])
+        select(&[Protocol::Socks5, Protocol::Socks, Protocol::Http, Protocol::Mixed])
     }
 
     proptest! {

@@ -5,6 +5,8 @@ pub mod client;
 pub mod handshake;
 pub mod http;
 pub mod mixed;
+mod reader;
+pub mod socks4;
 pub mod socks5;
 
 use std::borrow::Cow;
@@ -99,6 +101,8 @@ pub enum Body {
 pub enum Answer {
     /// Not at all: `tcp` has no words for it.
     None,
+    /// By a SOCKS 4 reply.
+    Socks4,
     /// By a SOCKS5 reply (RFC 1928, section 6).
     Socks5,
     /// By an HTTP response, also on success (RFC 9110, section 9.3.6).
@@ -133,11 +137,20 @@ pub enum Failure {
 }
 
 impl Answer {
+    /// Whether success is told with the address we dialled from.
+    pub const fn tells_local(self) -> bool {
+        match self {
+            Answer::Socks4 | Answer::Socks5 => true,
+            Answer::None | Answer::HttpConnect | Answer::HttpPlain => false,
+        }
+    }
+
     /// What a client is sent when its upstream is open; `local` is the address we dialled from. May be empty.
     /// Takes `memory`, which is empty, where it has something to write.
     pub fn success(self, local: Option<SocketAddr>, memory: &mut Vec<u8>) -> Cow<'static, [u8]> {
         match self {
             Answer::None | Answer::HttpPlain => Cow::Borrowed(b""),
+            Answer::Socks4 => socks4::success(local, std::mem::take(memory)),
             Answer::Socks5 => socks5::success(local, std::mem::take(memory)),
             Answer::HttpConnect => http::CONNECTED.into(),
         }
@@ -147,6 +160,7 @@ impl Answer {
     pub fn failure(self, failure: Failure) -> Cow<'static, [u8]> {
         match self {
             Answer::None => Cow::Borrowed(b""),
+            Answer::Socks4 => socks4::failure(),
             Answer::Socks5 => socks5::failure(failure),
             Answer::HttpConnect | Answer::HttpPlain => http::failure(failure),
         }

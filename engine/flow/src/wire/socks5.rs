@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::reader::Reader;
 use super::{Answer, Body, Destination, Failure, Progress, Request};
 use crate::close::CloseReason;
 use crate::users::Users;
@@ -66,7 +67,7 @@ impl Handshake {
 
     /// `None` while it is incomplete, here and below.
     fn read_greeting(&mut self, input: &[u8], users: Option<&Users>) -> Option<Progress> {
-        let mut reader = Reader { rest: input };
+        let mut reader = Reader::new(input);
         if reader.byte()? != VERSION {
             return Some(Progress::refuse(&[][..], CloseReason::ClientProtocol));
         }
@@ -83,7 +84,7 @@ impl Handshake {
     }
 
     fn read_password(&mut self, input: &[u8], users: Option<&Users>) -> Option<Progress> {
-        let mut reader = Reader { rest: input };
+        let mut reader = Reader::new(input);
         if reader.byte()? != PASSWORD_VERSION {
             return Some(Progress::refuse(&[][..], CloseReason::ClientProtocol));
         }
@@ -98,7 +99,7 @@ impl Handshake {
 }
 
 fn read_request(input: &[u8]) -> Option<Progress> {
-    let mut reader = Reader { rest: input };
+    let mut reader = Reader::new(input);
     if reader.byte()? != VERSION {
         return Some(Progress::refuse(&[][..], CloseReason::ClientProtocol));
     }
@@ -171,41 +172,6 @@ fn refuse(code: Code, reason: CloseReason) -> Progress {
 
 fn reply(code: Code) -> Cow<'static, [u8]> {
     vec![VERSION, code as u8, 0, ADDRESS_IPV4, 0, 0, 0, 0, 0, 0].into()
-}
-
-/// Reads from the front; `None` when it is not there yet.
-struct Reader<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Reader<'a> {
-    fn byte(&mut self) -> Option<u8> {
-        let (&first, rest) = self.rest.split_first()?;
-        self.rest = rest;
-        Some(first)
-    }
-
-    fn array<const BYTES: usize>(&mut self) -> Option<[u8; BYTES]> {
-        let (&first, rest) = self.rest.split_first_chunk()?;
-        self.rest = rest;
-        Some(first)
-    }
-
-    fn port(&mut self) -> Option<u16> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    /// One octet that counts, then that many.
-    fn counted(&mut self) -> Option<&'a [u8]> {
-        let (&count, rest) = self.rest.split_first()?;
-        let (counted, rest) = rest.split_at_checked(usize::from(count))?;
-        self.rest = rest;
-        Some(counted)
-    }
-
-    fn consumed(&self, input: &[u8]) -> usize {
-        input.len() - self.rest.len()
-    }
 }
 
 #[cfg(test)]
