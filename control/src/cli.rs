@@ -72,7 +72,7 @@ Examples:
         #[arg(long, value_name = "TIME", requires = "hlog", value_parser = parse_interval)]
         interval: Option<Duration>,
     },
-    /// Show what has happened to targets: up, down, ejected, returned, replaced
+    /// Show what has happened to targets: up, down, ejected, returned, replaced, switched; and outages
     Events {
         #[command(flatten)]
         admin: AdminArgument,

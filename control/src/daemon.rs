@@ -547,6 +547,7 @@ impl Daemon {
             }
         }
         self.last_probes.retain(|name, _| self.checks.contains_key(name));
+        self.knowledge.care.retain_probed(|name| self.checks.contains_key(name));
     }
 
     /// Says where clients can connect now and could not before.

@@ -104,16 +104,20 @@ pub(crate) struct TargetStatus {
     /// Of a group, the names of its members.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) members: Vec<String>,
-    /// Of a group, those of them that get no new sessions, with their health.
+    /// Of a group, those of them that new sessions go to as things stand: all that may be picked, of a failover the one
+    /// whose turn it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) serving: Vec<String>,
+    /// Of a group, those of them that get no new sessions, or one on trial.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) out: BTreeMap<String, String>,
+    pub(crate) out: BTreeMap<String, OutStatus>,
     /// Of a group with `policy = "select"`, the one that is selected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) selected: Option<String>,
     /// Of a group with `active`, those that wait to take a place.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) reserve: Vec<String>,
-    /// `unknown`, `up`, `down`, `draining`, `ejected` or `trial`.
+    /// `unknown`, `up`, `down`, `draining`, `disabled`, `ejected` or `trial`.
     pub(crate) health: String,
     /// Why, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,6 +199,16 @@ pub(crate) fn add_latencies(status: &mut Status, snapshot: &Snapshot) {
             p99_ms: millis(at.p99),
         });
     }
+}
+
+/// A member that is out.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct OutStatus {
+    /// `down`, `draining`, `disabled`, `ejected` or `trial`.
+    pub(crate) health: String,
+    /// Why, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) why: Option<String>,
 }
 
 /// The last probe of a target.
@@ -290,6 +304,7 @@ pub(crate) fn targets(snapshot: &Snapshot) -> Vec<TargetStatus> {
                 kind: kind.to_owned(),
                 detail,
                 members,
+                serving: Vec::new(),
                 out: BTreeMap::new(),
                 selected: selected(snapshot, &target.kind),
                 reserve: Vec::new(),
@@ -464,8 +479,15 @@ impl TargetStatus {
         if !self.members.is_empty() {
             let _ = write!(what, " over {}", self.members.join(", "));
         }
-        for (member, health) in &self.out {
-            let _ = write!(what, "; {member} is {health}");
+        // Who serves goes without saying where all do; whom a select leads to is said below.
+        if self.serving != self.members && self.selected.is_none() && !self.serving.is_empty() {
+            let _ = write!(what, "; serving: {}", self.serving.join(", "));
+        }
+        for (member, out) in &self.out {
+            let _ = write!(what, "; {member} is {}", out.health);
+            if let Some(why) = &out.why {
+                let _ = write!(what, " ({why})");
+            }
         }
         if let Some(selected) = &self.selected {
             let _ = write!(what, "; selected: {selected}");

@@ -37,7 +37,7 @@ fn a_member_that_refuses_is_ejected_and_returns_by_one_session(engine: Engine) {
         assert_eq!(asked(), Some(b'b'), "no client feels it");
     }
     eventually(PATIENCE, "a is ejected", || health(&daemon.status(), "a") == "ejected");
-    assert_eq!(named(&daemon.status(), "targets", "pool")["out"]["a"], "ejected");
+    assert_eq!(named(&daemon.status(), "targets", "pool")["out"]["a"]["health"], "ejected");
     drop(dead);
     let _back = Server::at(address, |mut stream| {
         let _ = stream.write_all(b"a").and_then(|()| stream.read(&mut [0]));

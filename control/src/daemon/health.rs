@@ -11,11 +11,11 @@ use super::{Daemon, LONGEST_PROBE, Observation, Phase, Probed, Word};
 use crate::assemble::assemble;
 use crate::bind::Opened;
 use crate::check::{self, Finding, Prober};
-use crate::health::history::Incident;
-use crate::health::{Notice, members_out};
+use crate::health::Notice;
+use crate::health::serving::{members_out, serving};
 use crate::model::TargetKind;
 use crate::state;
-use crate::status::{self, CheckStatus, Status};
+use crate::status::{self, CheckStatus, OutStatus, Status};
 
 impl Daemon {
     pub(super) fn handle_finding(&mut self, finding: Finding) {
@@ -137,7 +137,6 @@ impl Daemon {
         };
         let (name, chosen) = (Arc::clone(name), Arc::clone(chosen));
         self.knowledge.selected.insert(Arc::clone(&name), Arc::clone(&chosen));
-        self.knowledge.care.history.record(&name, Incident::Switched, Some(format!("to {chosen}")));
         self.publish(Vec::new());
         Ok(format!("{group} leads to {chosen}{}\n", self.keep_selections()))
     }
@@ -222,7 +221,14 @@ impl Daemon {
             target.why = why;
             let speed = self.speeds.of(&target.name, target.bytes_up, target.bytes_down);
             (target.up_per_second, target.down_per_second) = (speed.up, speed.down);
-            target.out = members_out(&self.snapshot, &served.kind);
+            target.serving = serving(&self.snapshot, &served.kind);
+            let out = members_out(&self.snapshot, &served.kind).into_iter();
+            target.out = out
+                .map(|(member, health)| {
+                    let (_, why) = care.standing(&member);
+                    (member, OutStatus { health: health.as_str().to_owned(), why })
+                })
+                .collect();
             target.reserve = care.reserve(&target.name);
             target.ejections = care.ejections(&target.name);
             target.events = care.history.counts(&target.name);

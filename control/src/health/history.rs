@@ -38,7 +38,7 @@ pub(crate) enum Incident {
     Enabled,
     /// A spare of the group has taken the place of a member.
     Replaced,
-    /// The operator has selected another member of the group.
+    /// The group leads to another member, or to its backups, or back from them.
     Switched,
     /// (Nearly) all targets fell silent at once: it is our own network.
     OutageBegan,

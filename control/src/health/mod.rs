@@ -5,6 +5,7 @@
 pub(crate) mod history;
 mod network;
 pub(crate) mod retire;
+pub(crate) mod serving;
 pub(crate) mod speed;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -23,6 +24,7 @@ use tokio::time::Instant as Clock;
 
 use self::history::{History, Incident};
 use self::network::Network;
+use self::serving::Leads;
 use crate::check::Finding;
 use crate::model::{self, Config};
 
@@ -68,6 +70,7 @@ pub(crate) struct Care {
     /// How quickly targets answered their probes of late.
     latencies: HashMap<Arc<str>, Duration>,
     network: Network,
+    leads: Leads,
     forgive_at: Option<Instant>,
     rng: fastrand::Rng,
     pub(crate) history: History,
@@ -95,6 +98,7 @@ impl Care {
             rankings: BTreeMap::new(),
             latencies: HashMap::new(),
             network: Network::default(),
+            leads: Leads::default(),
             forgive_at: None,
             rng: fastrand::Rng::new(),
             history: History::default(),
@@ -152,6 +156,10 @@ impl Care {
         let is_known = |name: &str| known.contains(name);
         self.ramps.retain(|(group, member), _| is_known(group) && is_known(member));
         self.standings.retain(|name, _| is_known(name));
+        for target in &config.targets {
+            self.standings.entry(Arc::clone(&target.name)).or_insert_with(|| (Clock::now(), None));
+        }
+        self.leads.retain(is_known);
         self.latencies.retain(|name, _| is_known(name));
         self.network.reconfigure(config, is_known);
         self.history.retain(is_known);
@@ -248,6 +256,12 @@ impl Care {
         let has_news = news != News::None || is_excused != self.network.excuses(&finding.target);
         let took = finding.error.is_none().then_some(finding.took);
         self.rank(&finding.target, took, config) || has_news
+    }
+
+    /// Others are probed from now on: those who are not say nothing of the network.
+    pub(crate) fn retain_probed(&mut self, is_probed: impl Fn(&str) -> bool) {
+        let news = self.network.retain(is_probed);
+        self.history.record_outage(news);
     }
 
     /// Since when our own network is taken to be down, and how often it was.
@@ -388,6 +402,9 @@ impl Care {
                 is_ramping |= self.begin_ramps(&target.name, config, now);
             }
         }
+        for (group, how) in self.leads.follow(before, after) {
+            self.history.record(&group, Incident::Switched, Some(how));
+        }
         is_ramping
     }
 
@@ -449,11 +466,5 @@ fn member_names(config: &Config, group: &Group) -> Vec<Arc<str>> {
     group.members.iter().map(|member| Arc::clone(&config.targets[member.target.0 as usize].name)).collect()
 }
 
-/// The members of a group in a snapshot that sessions cannot be given to, each with the word for its health.
-pub(crate) fn members_out(snapshot: &Snapshot, kind: &TargetKind) -> BTreeMap<String, String> {
-    let TargetKind::Group(group) = kind else { return BTreeMap::new() };
-    let out = group.members.iter().map(|member| snapshot.target(member.target));
-    out.filter(|target| !target.health.is_available() || target.health == Health::Trial)
-        .map(|target| (target.name.to_string(), target.health.as_str().to_owned()))
-        .collect()
-}
+#[cfg(test)]
+mod tests;

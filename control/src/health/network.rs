@@ -38,8 +38,14 @@ impl Network {
             TargetKind::Upstream(upstream) => upstream.check.as_deref(),
             TargetKind::Group(_) => None,
         });
-        self.outage.reconfigure(checks.map(longest_round).max().unwrap_or(NO_CHECKS), &is_known);
+        self.outage.reconfigure(checks.map(longest_round).max().unwrap_or(NO_CHECKS));
         self.excused.retain(|name| self.is_watched && is_known(name));
+    }
+
+    /// Forgets those who are probed no more.
+    pub(crate) fn retain(&mut self, is_probed: impl Fn(&str) -> bool) -> News {
+        self.excused.retain(|name| is_probed(name));
+        self.outage.retain(is_probed)
     }
 
     /// A probe has shown this. What follows may change the view of every target, also when it is no news.

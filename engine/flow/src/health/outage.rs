@@ -60,10 +60,16 @@ impl Outage {
         Outage { window, witnesses: BTreeMap::new(), since: None }
     }
 
-    /// Another window, and who is still there.
-    pub fn reconfigure(&mut self, window: Duration, is_known: impl Fn(&str) -> bool) {
+    /// Another window.
+    pub fn reconfigure(&mut self, window: Duration) {
         self.window = window;
-        self.witnesses.retain(|name, _| is_known(name));
+    }
+
+    /// Forgets those who are not asked any more: they would count as answering, or keep an outage from its end, for ever.
+    pub fn retain(&mut self, is_asked: impl Fn(&str) -> bool) -> News {
+        self.witnesses.retain(|name, _| is_asked(name));
+        let is_silent = self.witnesses.values().any(|witness| *witness != Witness::Answering);
+        if !is_silent && self.since.take().is_some() { News::Ended } else { News::None }
     }
 
     /// Since when, while it lasts.
@@ -162,6 +168,16 @@ mod tests {
         assert_eq!(outage.handle(&names[2], Evidence::Answer, at(301)), News::None);
         assert_eq!(outage.handle(&names[2], Evidence::Silence, at(310)), News::Began);
         assert!(!outage.concerns(&names[0]), "it was dead before");
+    }
+
+    #[test]
+    fn who_is_not_asked_any_more_says_nothing() {
+        let (mut outage, names) = answering(3);
+        assert_eq!(outage.retain(|name| name != "t2"), News::None);
+        assert_eq!(outage.handle(&names[0], Evidence::Silence, at(10)), News::None);
+        assert_eq!(outage.handle(&names[1], Evidence::Silence, at(20)), News::Began, "t2 is not among them");
+        assert_eq!(outage.retain(|name| name == "t0"), News::None, "t0 is silent still");
+        assert_eq!(outage.retain(|_| false), News::Ended, "nobody is left who could end it");
     }
 
     #[test]
