@@ -50,6 +50,10 @@ fn an_outage_of_our_own_throws_nobody_out(engine: Engine) {
         for address in ADDRESSES {
             namespace.ip(&["addr", "del", &format!("{address}/32"), "dev", "lo"]);
         }
+        // Sessions notice first: whom they have ejected is let back, long before its time.
+        for _ in 0..6 {
+            assert!(ask_name(daemon.address("in")).is_none());
+        }
         eventually(PATIENCE, "the outage is noticed", || {
             daemon.status()["outage_for_seconds"].as_f64().is_some()
         });

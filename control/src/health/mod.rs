@@ -251,7 +251,14 @@ impl Care {
         let is_excused = self.network.excuses(&finding.target);
         let names = config.targets.iter().map(|target| &target.name);
         let news = self.network.handle(&finding.target, finding.evidence, self.now());
-        self.network.excuse(&finding.target, names);
+        self.network.excuse(&finding.target, names.clone());
+        if news == News::Began {
+            // Sessions may have noticed before the probes did.
+            let (now, window) = (self.now(), self.network.window());
+            for name in names.filter(|name| self.network.excuses(name)) {
+                self.ward.pardon(name, window, now);
+            }
+        }
         self.history.record_outage(news);
         let has_news = news != News::None || is_excused != self.network.excuses(&finding.target);
         let took = finding.error.is_none().then_some(finding.took);
@@ -317,6 +324,9 @@ impl Care {
         let targets = &snapshot.targets;
         let Some(target) = targets.iter().find(|target| target.name == *name) else { return false };
         let Some(cause) = too_much(&target.counters, watch.failures()) else { return false };
+        if cause == Cause::Connect && self.network.excuses(name) {
+            return false;
+        }
         let is_available =
             |other: &str| targets.iter().any(|target| &*target.name == other && target.is_available());
         self.ward.handle_failures(name, cause, is_available, now)

@@ -77,6 +77,11 @@ impl Network {
         self.excused.contains(target)
     }
 
+    /// How long before it was noticed it may have begun.
+    pub(crate) fn window(&self) -> Duration {
+        self.outage.window()
+    }
+
     /// Since when it lasts, if it does.
     pub(crate) fn since(&self) -> Option<Instant> {
         self.outage.since()

@@ -322,6 +322,32 @@ async fn members_that_fall_silent_all_at_once_keep_their_health() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_is_ejected_for_an_outage_of_our_own() {
+    let mut world = World::new(&pool(&format!("{TWO}check = \"alive\"\n")));
+    let tell = |world: &mut World, name: &str, evidence: Evidence| {
+        world.knowledge.care.handle_probe(&finding(name, 1, evidence), &world.config);
+        world.publish();
+    };
+    for name in ["a", "b"] {
+        tell(&mut world, name, Evidence::Answer);
+    }
+    assert!(world.fail("a", 3), "sessions notice before probes do");
+    tell(&mut world, "a", Evidence::Silence);
+    assert_eq!(world.health("a"), Health::Ejected);
+    tell(&mut world, "b", Evidence::Silence);
+    assert_eq!([world.health("a"), world.health("b")], [Health::Unknown; 2]);
+    assert!(!world.fail("b", 3) && !world.fail("a", 3), "it is still the network");
+    tell(&mut world, "a", Evidence::Answer);
+    assert!(!world.fail("b", 1), "b was not asked since");
+    assert!(world.fail("a", 1));
+    assert_eq!(
+        world.care().poll_timeout(),
+        Some(Clock::now() + Duration::from_secs(30)),
+        "for the first time"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failover_tells_whom_it_switches_to() {
     let mut world = World::new(&pool("members = [\"a\", \"b\"]\npolicy = \"failover\"\n"));
     world.find("b", Health::Up);

@@ -66,8 +66,15 @@ struct Patient {
 #[derive(Debug)]
 enum Stage {
     Serving { since: Instant },
-    Ejected { cause: Cause, until: Instant },
-    OnTrial { cause: Cause, trial: Arc<Trial>, look_at: Instant },
+    Ejected { cause: Cause, until: Instant, absence: Absence },
+    OnTrial { cause: Cause, trial: Arc<Trial>, look_at: Instant, absence: Absence },
+}
+
+/// How it was when a target left service.
+#[derive(Clone, Copy, Debug)]
+struct Absence {
+    since: Instant,
+    doublings: u32,
 }
 
 impl Ward {
@@ -102,7 +109,7 @@ impl Ward {
     pub fn standing(&self, target: &str) -> Standing {
         match self.patients.get(target).map(|patient| &patient.stage) {
             None | Some(Stage::Serving { .. }) => Standing::Serving,
-            Some(Stage::Ejected { cause, until }) => Standing::Ejected { cause: *cause, until: *until },
+            Some(Stage::Ejected { cause, until, .. }) => Standing::Ejected { cause: *cause, until: *until },
             Some(Stage::OnTrial { trial, .. }) => Standing::OnTrial(Arc::clone(trial)),
         }
     }
@@ -166,6 +173,23 @@ impl Ward {
         }
     }
 
+    /// Takes an ejection back, as if it had not been, of a target that could not be connected to and left service no
+    /// longer ago than `within`: it was not its fault. True when there was one.
+    pub fn pardon(&mut self, target: &str, within: Duration, now: Instant) -> bool {
+        let Some(patient) = self.patients.get_mut(target) else { return false };
+        match patient.stage {
+            Stage::Ejected { cause: Cause::Connect, absence, .. }
+            | Stage::OnTrial { cause: Cause::Connect, absence, .. }
+                if now.since(absence.since) <= within =>
+            {
+                patient.stage = Stage::Serving { since: now };
+                patient.doublings = absence.doublings;
+                true
+            }
+            Stage::Serving { .. } | Stage::Ejected { .. } | Stage::OnTrial { .. } => false,
+        }
+    }
+
     /// When [`Ward::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.patients.values().filter_map(Patient::timeout).min()
@@ -177,10 +201,10 @@ impl Ward {
         let mut on_trial = Vec::new();
         for (name, patient) in &mut self.patients {
             match &mut patient.stage {
-                Stage::Ejected { cause, until } if now >= *until => {
-                    let cause = *cause;
-                    let look_at = now + patient.terms.eject;
-                    patient.stage = Stage::OnTrial { cause, trial: Arc::new(Trial::new(cause)), look_at };
+                Stage::Ejected { cause, until, absence } if now >= *until => {
+                    let (cause, absence) = (*cause, *absence);
+                    let (trial, look_at) = (Arc::new(Trial::new(cause)), now + patient.terms.eject);
+                    patient.stage = Stage::OnTrial { cause, trial, look_at, absence };
                     on_trial.push(Arc::clone(name));
                 }
                 Stage::OnTrial { trial, look_at, .. } if now >= *look_at => {
@@ -223,8 +247,12 @@ impl Patient {
                 self.doublings -= 1;
             }
         }
+        let absence = match self.stage {
+            Stage::Serving { .. } => Absence { since: now, doublings: self.doublings },
+            Stage::Ejected { absence, .. } | Stage::OnTrial { absence, .. } => absence,
+        };
         let span = self.span(self.doublings);
-        self.stage = Stage::Ejected { cause, until: now + span };
+        self.stage = Stage::Ejected { cause, until: now + span, absence };
         self.doublings = if span < self.terms.max_eject { self.doublings + 1 } else { self.doublings };
         self.ejections += 1;
     }
@@ -326,6 +354,23 @@ mod tests {
         assert!(trial.take() && !trial.take());
         ward.handle_timeout(at(60));
         assert!(trial.take());
+    }
+
+    #[test]
+    fn a_pardon_is_as_if_nothing_had_been_and_for_the_recent_alone() {
+        let mut ward = ward(3, 1.0);
+        assert!(ward.handle_failures("t0", Cause::Connect, |_| true, at(0)));
+        assert!(ward.handle_failures("t1", Cause::Answer, |_| true, at(0)));
+        assert!(!ward.pardon("t1", Duration::from_secs(60), at(1)), "it was reached");
+        ward.handle_timeout(at(30));
+        assert_eq!(decide(&mut ward, "t0", Outcome::ConnectFailed, at(30)), Some(false));
+        assert!(!ward.pardon("t0", Duration::from_secs(29), at(31)), "it has been out for longer");
+        assert!(ward.pardon("t0", Duration::from_secs(60), at(31)));
+        assert!(matches!(ward.standing("t0"), Standing::Serving));
+        assert!(!ward.pardon("t0", Duration::from_secs(60), at(31)), "it serves");
+        assert!(ward.handle_failures("t0", Cause::Connect, |_| true, at(32)));
+        let Standing::Ejected { until, .. } = ward.standing("t0") else { panic!("not ejected") };
+        assert_eq!(until.since(at(32)).as_secs(), 30, "the first time again");
     }
 
     #[test]

@@ -72,6 +72,11 @@ impl Outage {
         if !is_silent && self.since.take().is_some() { News::Ended } else { News::None }
     }
 
+    /// How far apart silences may begin that belong together.
+    pub fn window(&self) -> Duration {
+        self.window
+    }
+
     /// Since when, while it lasts.
     pub fn since(&self) -> Option<Instant> {
         self.since
