@@ -59,6 +59,7 @@ pub(crate) fn accept_to_pump(view: Rc<View>, said: &[&[u8]]) -> Session {
                 | Command::EndAhead(_)
                 | Command::ReceiveAhead(_)
                 | Command::Abandon(_)
+                | Command::NameLocal
                 | Command::Resolve(_)
                 | Command::Close(_) => {
                     unreachable!("{command:?}: nothing is refused here")

@@ -27,6 +27,7 @@ pub(crate) fn listener(protocol: Protocol, target: TargetIndex) -> Listener {
         target,
         users: None,
         allow: None,
+        trusted: None,
         reach: Reach::Anywhere,
         timeouts: Timeouts::default(),
         keepalive: None,
@@ -42,7 +43,16 @@ pub(crate) fn endpoint(name: impl Into<Arc<str>>, address: SocketAddr) -> Target
 /// Any upstream or group, up.
 pub(crate) fn target(name: impl Into<Arc<str>>, kind: TargetKind) -> Target {
     let counters = Arc::new(TargetCounters::new(WORKERS));
-    Target { name: name.into(), kind, health: Health::Up, outgoing: None, watch: None, trial: None, counters }
+    Target {
+        name: name.into(),
+        kind,
+        health: Health::Up,
+        outgoing: None,
+        send_proxy: None,
+        watch: None,
+        trial: None,
+        counters,
+    }
 }
 
 /// A policy over the first `members` targets, of weights 1, 2 and 3 in turn.

@@ -11,6 +11,7 @@ use ringweir_flow::snapshot::{
     Bind, FirstHop, Health, Hop, Listener, ListenerIndex, Member, Route, Snapshot, Target, TargetIndex,
     TargetKind, Upstream,
 };
+use ringweir_flow::wire::proxy_protocol::Version;
 
 use crate::bind::OpenBind;
 use crate::health::Care;
@@ -78,6 +79,7 @@ pub(crate) fn assemble(
             target: listener.target,
             users: listener.users.clone(),
             allow: listener.allow.clone(),
+            trusted: listener.trusted.clone(),
             reach: listener.reach.clone(),
             timeouts: listener.timeouts,
             keepalive: listener.socket.keepalive,
@@ -96,6 +98,7 @@ pub(crate) fn assemble(
             kind: kind(config, target, knowledge),
             health: health(config, knowledge, TargetIndex(index)),
             outgoing: outgoing(target),
+            send_proxy: send_proxy(target),
             watch: knowledge.care.watch(&target.name),
             trial: knowledge.care.trial(&target.name),
             counters: Arc::clone(
@@ -187,6 +190,13 @@ fn over_proxies(reached: Upstream, hops: Box<[Hop]>) -> Upstream {
         | Upstream::Direct
         | Upstream::Reject
         | Upstream::Proxied(_)) => plain,
+    }
+}
+
+fn send_proxy(target: &model::Target) -> Option<Version> {
+    match &target.kind {
+        model::TargetKind::Upstream(upstream) => upstream.send_proxy,
+        model::TargetKind::Group(_) => None,
     }
 }
 

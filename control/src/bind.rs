@@ -279,6 +279,7 @@ mod tests {
             target: TargetIndex(0),
             users: None,
             allow: None,
+            trusted: None,
             reach: Reach::Anywhere,
             timeouts: Timeouts::default(),
             socket: Listening::default(),

@@ -16,6 +16,7 @@ use ringweir_flow::snapshot::{Group, Hop, Protocol, ProxyProtocol, TargetIndex, 
 use ringweir_flow::users::Users;
 use ringweir_flow::way::Splicing;
 use ringweir_flow::wire::client::Credentials;
+use ringweir_flow::wire::proxy_protocol::Version;
 use ringweir_flow::wire::{Destination, HostName};
 use ringweir_socket::Listening;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
@@ -204,6 +205,8 @@ pub struct Listener {
     pub users: Option<Arc<Users>>,
     /// From which networks it may be used.
     pub allow: Option<Arc<[IpNet]>>,
+    /// The networks of the proxies in front that say who the client is, if there are to be such.
+    pub trusted: Option<Arc<[IpNet]>>,
     /// What `direct` may dial for its clients.
     pub reach: Reach,
     /// Its timeouts.
@@ -318,6 +321,8 @@ pub struct Upstream {
     pub check: Option<Arc<Check>>,
     /// What is special about the connections to it, if anything is.
     pub outgoing: Option<Arc<Outgoing>>,
+    /// Whether, and how, its endpoint is told whose each connection is.
+    pub send_proxy: Option<Version>,
 }
 
 impl Upstream {

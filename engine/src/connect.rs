@@ -231,7 +231,8 @@ fn open(address: &UpstreamAddr) -> Result<(OwnedFd, SocketAddrAny, Transport), E
     }
 }
 
-fn local_address(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
+/// The address of a socket's own end, where it is one of TCP.
+pub(crate) fn local_address(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
     getsockname(socket).ok().and_then(|address| SocketAddr::try_from(address).ok())
 }
 

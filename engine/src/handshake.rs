@@ -57,6 +57,10 @@ fn carry_out(command: Command, live: &mut Live, id: SessionId, tools: &mut Tools
         Command::EndAhead(attempt) => ahead::end(live, id, attempt, tools),
         Command::ReceiveAhead(attempt) => ahead::receive(live, id, attempt, tools),
         Command::Abandon(attempt) => connect::abandon(live, id, attempt, tools),
+        Command::NameLocal => {
+            let local = connect::local_address(live.client.fd());
+            live.session.handle_local(local);
+        }
         Command::Resolve(name) => {
             let (inbox, waker) = (tools.inbox.clone(), tools.waker.clone());
             tools.resolver.resolve(

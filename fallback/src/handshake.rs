@@ -25,6 +25,10 @@ pub(crate) fn carry_out(command: Command, live: &mut Live) -> Option<Closing> {
         Command::EndAhead(attempt) => connect::end_ahead(live, attempt),
         Command::ReceiveAhead(attempt) => connect::receive_ahead(live, attempt),
         Command::Abandon(attempt) => connect::abandon(live, attempt),
+        Command::NameLocal => {
+            let local = live.client.stream.local_addr();
+            live.session.handle_local(local);
+        }
         Command::Resolve(name) => connect::resolve(live, name),
         Command::Pump(attempt) => {
             let Some((stream, first)) = connect::take(live, attempt) else {

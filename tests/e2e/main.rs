@@ -23,6 +23,7 @@ mod outage;
 mod passive;
 mod policies;
 mod proxies;
+mod proxy_protocol;
 mod relay;
 mod reload;
 mod reset;

@@ -198,7 +198,7 @@ fn the_first_byte_is_awaited_behind_a_proxy(engine: Engine) {
 }
 
 /// A program that is ended with the test.
-struct Program(Child);
+pub(crate) struct Program(pub(crate) Child);
 
 impl Drop for Program {
     fn drop(&mut self) {

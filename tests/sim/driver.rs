@@ -362,6 +362,7 @@ impl Driver {
                     self.complete_dial(self.dials.len() - 1, tools);
                 }
             }
+            Command::NameLocal => return Err("no upstream wants to know whose connection it is".to_owned()),
             Command::SendAhead(attempt, _) | Command::EndAhead(attempt) | Command::ReceiveAhead(attempt) => {
                 return Err(format!("{attempt:?} is used ahead of the pump, and no group wants that"));
             }

@@ -138,6 +138,7 @@ mod tests {
             via: Vec::new(),
             check: Some(Arc::new(check)),
             outgoing: None,
+            send_proxy: None,
         };
         Prober::once("app".into(), upstream, Arc::new(Names::new(&settings).unwrap())).probe().await
     }

@@ -9,6 +9,7 @@ use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::snapshot::{Hop, Towards};
 use ringweir_flow::wire::Destination;
 use ringweir_flow::wire::client::{Introduction, Step};
+use ringweir_flow::wire::proxy_protocol;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -27,9 +28,26 @@ pub(super) struct Reached {
     pub(super) heard: Vec<u8>,
 }
 
+/// Reaches a target as [`connect`] does, and tells it that it is us, where it wants to know whose connections are.
+pub(super) async fn reach(
+    prober: &mut Prober,
+    asked: Option<&Destination>,
+    stages: &mut Stages,
+) -> Result<Reached, String> {
+    let mut reached = connect(prober, asked, stages).await?;
+    let upstream = &prober.upstream;
+    let ends_at_endpoint = asked.is_some() || !upstream.needs_destination();
+    if let Some(version) = upstream.send_proxy.filter(|_| ends_at_endpoint) {
+        let mut header = Vec::new();
+        proxy_protocol::write_local(version, &mut header);
+        reached.stream.write_all(&header).await.map_err(|error| error.to_string())?;
+    }
+    Ok(reached)
+}
+
 /// Connects, and gets past the proxies on the way. `asked` is where a proxy, or `direct`, is to lead; without it the
 /// way ends at the proxy. All addresses of a name are tried, each for its share of the time.
-pub(super) async fn reach(
+async fn connect(
     prober: &mut Prober,
     asked: Option<&Destination>,
     stages: &mut Stages,

@@ -73,7 +73,14 @@ pub(crate) fn build(declared: Vec<Declared<'_>>, listeners: &[RawListener<'_>]) 
     for (name, endpoint) in BUILT_IN {
         if !names.contains_key(name) && is_named(name, &declared, listeners) {
             names.insert(name.into(), TargetIndex((declared.len() + built_in.len()) as u32));
-            let upstream = Upstream { endpoint, proxy: None, via: Vec::new(), check: None, outgoing: None };
+            let upstream = Upstream {
+                endpoint,
+                proxy: None,
+                via: Vec::new(),
+                check: None,
+                outgoing: None,
+                send_proxy: None,
+            };
             let kind = TargetKind::Upstream(upstream);
             built_in.push(Target { name: name.into(), kind, health: HealthSettings::default() });
         }
@@ -233,6 +240,7 @@ fn finish(
             endpoint: endpoint.clone(),
             proxy: target.proxy.clone(),
             check,
+            send_proxy: target.send_proxy,
             // Of the connection that is made, whomever it is to.
             outgoing: via.first().map_or(&target.outgoing, |(_, outgoing)| outgoing).clone(),
             via: via.into_iter().map(|(via, _)| via).collect(),

@@ -26,6 +26,7 @@ pub(crate) struct RawListener<'a> {
     pub(crate) target: Option<Node<'a>>,
     users: Option<Arc<Users>>,
     allow: Option<Arc<[IpNet]>>,
+    trusted: Option<Arc<[IpNet]>>,
     allow_local: Arc<[IpNet]>,
     timeouts: Timeouts,
     socket: Listening,
@@ -81,6 +82,7 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
         allow_local: table.get("allow_local").map(|node| networks(&node)).unwrap_or_default(),
         protocol: protocol.flatten().unwrap_or(Protocol::Tcp),
         socket: sockets::listening(&table, &binds),
+        trusted: trusted(&table, &binds),
         table,
         name,
         binds,
@@ -104,6 +106,20 @@ fn networks(node: &Node<'_>) -> Arc<[IpNet]> {
         address.or_else(|_| text.parse()).map_err(|_| "is no network: write it as 10.0.0.0/8 or fd00::/8")
     };
     node.one_or_more().iter().filter_map(|node| node.parsed(network)).collect()
+}
+
+/// The proxies in front that say who the client is.
+fn trusted(table: &Table<'_>, binds: &[(BindAddress, Node<'_>)]) -> Option<Arc<[IpNet]>> {
+    let table = table.get("proxy_protocol")?.table(schema::PROXY_PROTOCOL)?;
+    let node = table.get("trusted");
+    let trusted = node.as_ref().map(networks).unwrap_or_default();
+    let is_tcp = |(bind, _): &(BindAddress, Node<'_>)| !matches!(bind, BindAddress::Unix(_));
+    if trusted.is_empty() && binds.iter().any(is_tcp) && node.is_none_or(|node| node.one_or_more().is_empty())
+    {
+        let hint = "name the proxies in front: trusted = [\"10.0.0.0/8\"]".to_owned();
+        table.report("trusts nobody, so that nobody could connect", Some(hint));
+    }
+    Some(trusted)
 }
 
 fn users(table: &Table<'_>, folder: &Path) -> Option<Arc<Users>> {
@@ -157,6 +173,7 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph) -> Listener {
         target: target.unwrap_or(TargetIndex(0)),
         users: raw.users,
         allow: raw.allow,
+        trusted: raw.trusted,
         reach,
         timeouts: raw.timeouts,
         socket: raw.socket,

@@ -39,7 +39,9 @@ pub(crate) const LISTENER: &[&str] = &[
     "fast_open",
     "defer_accept",
     "backlog",
+    "proxy_protocol",
 ];
+pub(crate) const PROXY_PROTOCOL: &[&str] = &["trusted"];
 pub(crate) const LISTENER_TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close"];
 pub(crate) const UPSTREAM: &[&str] = &[
     "kind",
@@ -57,6 +59,7 @@ pub(crate) const UPSTREAM: &[&str] = &[
     "password",
     "password_file",
     "via",
+    "send_proxy",
 ];
 pub(crate) const KEEPALIVE: &[&str] = &["idle", "interval", "count"];
 pub(crate) const GROUP: &[&str] = &[
@@ -115,6 +118,7 @@ pub fn known_keys() -> Vec<String> {
         ("listener", LISTENER),
         ("listener.timeouts", LISTENER_TIMEOUTS),
         ("listener.keepalive", KEEPALIVE),
+        ("listener.proxy_protocol", PROXY_PROTOCOL),
         ("upstream.*", UPSTREAM),
         ("upstream.*.keepalive", KEEPALIVE),
         ("upstream.*.passive", UPSTREAM_PASSIVE),

@@ -13,6 +13,7 @@ use ringweir_flow::pick::HashKey;
 use ringweir_flow::retire::OnDown;
 use ringweir_flow::snapshot::{Commit, MAX_WEIGHT, Policy, ProxyProtocol, Role};
 use ringweir_flow::wire::client::Credentials;
+use ringweir_flow::wire::proxy_protocol::Version;
 use zeroize::Zeroizing;
 
 use super::address::parse_endpoint;
@@ -58,6 +59,7 @@ pub(crate) struct Declared<'a> {
     pub(crate) weight: u32,
     pub(crate) check: Option<Arc<Check>>,
     pub(crate) outgoing: Option<Arc<Outgoing>>,
+    pub(crate) send_proxy: Option<Version>,
     pub(crate) proxy: Option<Proxy>,
     /// The upstream whose connections it goes through.
     pub(crate) via: Option<Node<'a>>,
@@ -160,12 +162,22 @@ fn upstream<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>, folder: &Pat
         );
     }
     let outgoing = endpoint.as_ref().and_then(|endpoint| sockets::outgoing(&table, endpoint));
+    let send_proxy = send_proxy(&table, endpoint.as_ref());
     let proxy = proxy(&table, kind.flatten(), folder);
     let via = via(&table, endpoint.as_ref());
     let health = health::of_upstream(&table, endpoint.as_ref());
     let kind = DeclaredKind::Upstream(endpoint.unwrap_or(Endpoint::Reject));
     let (weight, outgoing) = (weight(&table), outgoing.map(Arc::new));
-    Some(Declared { name, weight, check, outgoing, proxy, via, health, kind, node })
+    Some(Declared { name, weight, check, outgoing, send_proxy, proxy, via, health, kind, node })
+}
+
+/// Whether the endpoint is told whose each connection is.
+fn send_proxy(table: &Table<'_>, endpoint: Option<&Endpoint>) -> Option<Version> {
+    let node = table.get("send_proxy")?;
+    if let Some(Endpoint::Reject) = endpoint {
+        node.report("has no meaning here: nothing is dialled", None);
+    }
+    node.choice(&[("v1", Version::V1), ("v2", Version::V2)])
 }
 
 /// What is spoken to an upstream that is a proxy.
@@ -287,6 +299,7 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
         weight: weight(&table),
         check: check_of(&table, checks),
         outgoing: None,
+        send_proxy: None,
         proxy: None,
         via: None,
         health,

@@ -503,3 +503,27 @@ mod socket_options {
         assert!(found.message.contains("is of Linux"), "{found:?}");
     }
 }
+
+#[test]
+fn proxies_in_front_are_named_and_endpoints_told_where_there_are_any() {
+    let text = r#"
+[[listener]]
+name = "in"
+bind = "127.0.0.1:1"
+target = "out"
+proxy_protocol = {}
+[[listener]]
+name = "local"
+bind = "unix:/run/in.sock"
+target = "out"
+proxy_protocol = {}
+[upstream.out]
+kind = "reject"
+send_proxy = "v2"
+"#;
+    let errors = read(text).unwrap_err();
+    let lines: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    assert!(lines[0].starts_with("test.toml:6:1: listener[0].proxy_protocol: trusts nobody"), "{}", lines[0]);
+    assert!(lines[1].starts_with("test.toml:14:14: upstream.out.send_proxy: has no meaning"), "{}", lines[1]);
+}

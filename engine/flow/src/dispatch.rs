@@ -306,7 +306,16 @@ mod tests {
 
     fn target(kind: TargetKind, health: Health) -> Target {
         let counters = Arc::new(TargetCounters::new(1));
-        Target { name: "x".into(), kind, health, outgoing: None, watch: None, trial: None, counters }
+        Target {
+            name: "x".into(),
+            kind,
+            health,
+            outgoing: None,
+            send_proxy: None,
+            watch: None,
+            trial: None,
+            counters,
+        }
     }
 
     fn group(members: &[u32], attempts: u32, seconds: u64) -> Target {

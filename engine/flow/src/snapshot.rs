@@ -19,6 +19,7 @@ use crate::users::Users;
 use crate::way::Splicing;
 use crate::wire::Destination;
 use crate::wire::client::Credentials;
+use crate::wire::proxy_protocol::Version;
 
 /// How deep groups may nest. A deeper configuration is a mistake, and a session's path stays small.
 pub const MAX_NESTING: usize = 8;
@@ -92,6 +93,9 @@ pub struct Listener {
     pub users: Option<Arc<Users>>,
     /// Client networks that may connect; `None` lets everybody. Clients on a Unix socket always may.
     pub allow: Option<Arc<[IpNet]>>,
+    /// The networks of the proxies in front, each of whose connections begins with a PROXY header that says who the
+    /// client is; nobody else may connect, but on a Unix socket. `None` where there are no such proxies.
+    pub trusted: Option<Arc<[IpNet]>>,
     /// Which destinations `direct` may dial for clients of this listener.
     pub reach: Reach,
     /// Its timeouts.
@@ -153,6 +157,8 @@ pub struct Target {
     pub health: Health,
     /// What is special about the connections to an upstream, if anything is.
     pub outgoing: Option<Arc<Outgoing>>,
+    /// Whether, and how, an upstream's endpoint is told whose each connection is, ahead of everything else.
+    pub send_proxy: Option<Version>,
     /// How what real sessions meet there is watched, if it is.
     pub watch: Option<Arc<Watch>>,
     /// The trial of [`Health::Trial`].

@@ -97,6 +97,11 @@ impl View {
         from.mul_f64(self.private.borrow_mut().rng.f64())
     }
 
+    /// A name for a connection that no other has, in printable characters.
+    pub(crate) fn draw_name(&self) -> Box<[u8]> {
+        format!("{:032x}", self.private.borrow_mut().rng.u128(..)).into_bytes().into()
+    }
+
     /// A session of this worker met this at an upstream: counted, and told to control when it is too much.
     pub fn handle_outcome(&self, target: TargetIndex, outcome: Outcome) {
         let target = self.snapshot.target(target);

@@ -160,6 +160,7 @@ pub(crate) mod tests {
             kind,
             health: Health::Up,
             outgoing: None,
+            send_proxy: None,
             watch: None,
             trial: None,
             counters: Arc::new(TargetCounters::new(2)),

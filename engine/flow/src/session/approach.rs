@@ -102,6 +102,7 @@ impl Session {
         self.upstream = Some(choice.upstream);
         self.attempts = self.attempts.saturating_add(1);
         self.measure_pick(now);
+        self.prepare_to_announce(choice.upstream);
         self.approach(index, upstream, now);
     }
 
@@ -286,7 +287,9 @@ impl Session {
         let attempt = &mut setup.attempts[index];
         attempt.approach = Approach::Listening(connection);
         attempt.reached_at = now;
-        self.view.handle_outcome(attempt.upstream, Outcome::Connected);
+        let upstream = attempt.upstream;
+        self.view.handle_outcome(upstream, Outcome::Connected);
+        self.announce(connection, upstream);
         match commit {
             Commit::FirstByte if heard.is_empty() => self.listen(connection, local, now),
             Commit::Connect | Commit::Handshake | Commit::FirstByte => {

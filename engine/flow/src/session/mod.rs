@@ -14,6 +14,7 @@ mod approach;
 mod attempt;
 mod end;
 mod figures;
+mod front;
 mod introduce;
 mod setup;
 
@@ -34,7 +35,7 @@ use crate::pump::{Closing, Direction, Ending, Pumps, Side, Step};
 use crate::record::{ClientAddr, LostAttempt, Record};
 use crate::resolve::Resolved;
 use crate::retire::Retirement;
-use crate::snapshot::{Listener, ListenerIndex, Protocol, TargetIndex};
+use crate::snapshot::{Listener, ListenerIndex, TargetIndex};
 use crate::time::Instant;
 use crate::view::View;
 use crate::way::Refusal;
@@ -83,6 +84,8 @@ pub enum Command {
     ReceiveAhead(AttemptId),
     /// Give an attempt up and close its socket. An answer that comes all the same is ignored.
     Abandon(AttemptId),
+    /// Answer at once with `handle_local`: where the client connected.
+    NameLocal,
     /// Resolve a name; answer with `handle_resolved`.
     Resolve(HostName),
     /// The connected socket of this attempt is the session's upstream from now on: ask for steps.
@@ -136,6 +139,8 @@ enum FirstByte {
 
 #[derive(Debug)]
 enum Stage {
+    /// Reading what a proxy in front says of the client.
+    Announcing { deadline: Instant },
     /// Reading the client's request.
     Handshake { wire: Handshake, deadline: Instant },
     /// The request is complete; upstreams are being tried.
@@ -162,13 +167,7 @@ impl Session {
         let cell = settings.counters.cell(view.worker());
         cell.accepted.add(1);
         cell.active.add(1);
-        let stage = match Handshake::new(settings.protocol) {
-            Some(wire) => Stage::Handshake { wire, deadline: now + settings.timeouts.handshake },
-            None => Stage::Reaching,
-        };
-        let setup = view.spares().take(stage, settings.target);
-        let allowed = client.is_allowed(settings.allow.as_deref());
-        let is_tcp = settings.protocol == Protocol::Tcp;
+        let setup = view.spares().take(Stage::Reaching, settings.target);
         let mut session = Session {
             view,
             listener,
@@ -188,15 +187,7 @@ impl Session {
             first_byte: FirstByte::Awaited,
             retiring: None,
         };
-        if !allowed {
-            session.close(Closing {
-                reason: CloseReason::ClientNotAllowed,
-                client: Ending::Reset,
-                upstream: Ending::Plain,
-            });
-        } else if is_tcp {
-            session.advance(now);
-        }
+        session.receive_client(now);
         session
     }
 
@@ -204,7 +195,7 @@ impl Session {
     pub fn wants_bytes(&self) -> bool {
         let Some(setup) = &self.setup else { return false };
         match setup.stage {
-            Stage::Handshake { .. } => true,
+            Stage::Announcing { .. } | Stage::Handshake { .. } => true,
             Stage::Reaching => !setup.client_ended && setup.has_room(),
             Stage::Refusing { .. } => !setup.client_ended,
             Stage::Pumping | Stage::Closed => false,
@@ -215,6 +206,10 @@ impl Session {
     pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
         let Some(setup) = &mut self.setup else { return };
         match &mut setup.stage {
+            Stage::Announcing { .. } => {
+                setup.early.extend_from_slice(bytes);
+                self.read_announcement(now);
+            }
             Stage::Handshake { .. } => {
                 setup.early.extend_from_slice(bytes);
                 self.advance_handshake(now);
@@ -241,7 +236,9 @@ impl Session {
         let Some(setup) = &mut self.setup else { return };
         setup.client_ended = true;
         match setup.stage {
-            Stage::Handshake { .. } => self.close(Closing::plain(CloseReason::ClientLeft)),
+            Stage::Announcing { .. } | Stage::Handshake { .. } => {
+                self.close(Closing::plain(CloseReason::ClientLeft));
+            }
             Stage::Refusing { reason, farewell: Farewell::Sent, .. } => {
                 self.close(Closing::plain(reason));
             }
@@ -256,7 +253,7 @@ impl Session {
         let Some(setup) = &self.setup else { return };
         let reason = match setup.stage {
             Stage::Refusing { reason, .. } => reason,
-            Stage::Handshake { .. } | Stage::Reaching => CloseReason::ClientReset,
+            Stage::Announcing { .. } | Stage::Handshake { .. } | Stage::Reaching => CloseReason::ClientReset,
             Stage::Pumping | Stage::Closed => return,
         };
         self.close(Closing::plain(reason));
@@ -280,7 +277,8 @@ impl Session {
         match (&setup.stage, &setup.lookup) {
             (Stage::Reaching, Lookup::UnderWay) => self.resolve_attempts(resolved, now),
             (
-                Stage::Handshake { .. }
+                Stage::Announcing { .. }
+                | Stage::Handshake { .. }
                 | Stage::Reaching
                 | Stage::Pumping
                 | Stage::Refusing { .. }
@@ -336,7 +334,7 @@ impl Session {
         }
         let Some(setup) = &mut self.setup else { return };
         match &mut setup.stage {
-            Stage::Handshake { deadline, .. } if now >= *deadline => {
+            Stage::Announcing { deadline } | Stage::Handshake { deadline, .. } if now >= *deadline => {
                 self.close(Closing::plain(CloseReason::HandshakeTimeout));
             }
             Stage::Reaching => self.expire_attempts(now),
@@ -344,7 +342,11 @@ impl Session {
                 let reason = *reason;
                 self.close(Closing::plain(reason));
             }
-            Stage::Handshake { .. } | Stage::Refusing { .. } | Stage::Pumping | Stage::Closed => {}
+            Stage::Announcing { .. }
+            | Stage::Handshake { .. }
+            | Stage::Refusing { .. }
+            | Stage::Pumping
+            | Stage::Closed => {}
         }
     }
 
@@ -380,7 +382,9 @@ impl Session {
         }
         let setup = self.setup.as_ref()?;
         match &setup.stage {
-            Stage::Handshake { deadline, .. } | Stage::Refusing { deadline, .. } => Some(*deadline),
+            Stage::Announcing { deadline }
+            | Stage::Handshake { deadline, .. }
+            | Stage::Refusing { deadline, .. } => Some(*deadline),
             Stage::Reaching => {
                 let attempts = setup.attempts.iter().map(Attempt::poll_timeout);
                 attempts.chain(setup.dispatch.poll_timeout(&self.view)).min()

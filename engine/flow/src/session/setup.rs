@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use smallvec::SmallVec;
 
 use super::attempt::Attempt;
+use super::front::Front;
 use super::{Command, MAX_EARLY_BYTES, Stage};
 use crate::dispatch::Dispatch;
 use crate::pump::Side;
@@ -31,6 +32,7 @@ pub(super) struct Setup {
     /// Empty memory for what the session says.
     pub(super) words: Vec<u8>,
     pub(super) client_ended: bool,
+    pub(super) front: Front,
     /// None before it is complete, and for ever on a plain `tcp` listener.
     pub(super) request: Option<Request>,
     pub(super) dispatch: Dispatch,
@@ -99,6 +101,7 @@ impl Spares {
             early: Vec::new(),
             words: Vec::new(),
             client_ended: false,
+            front: Front::default(),
             request: None,
             dispatch: Dispatch::new(target),
             attempts: SmallVec::new(),
@@ -127,6 +130,7 @@ impl Spares {
         // What it knew of its session goes now, not when the next one comes.
         setup.stage = Stage::Closed;
         setup.request = None;
+        setup.front = Front::default();
         setup.replay = None;
         setup.attempts.clear();
         setup.commands.clear();
