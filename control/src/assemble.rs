@@ -231,9 +231,10 @@ fn health(config: &Config, knowledge: &Knowledge, index: TargetIndex) -> Health 
                 Health::Unknown => 1,
                 Health::Trial => 2,
                 Health::Ejected => 3,
-                Health::Draining => 4,
-                Health::Disabled => 5,
-                Health::Down => 6,
+                // With anybody down it is not by the operator's word alone that nobody is left.
+                Health::Down => 4,
+                Health::Draining => 5,
+                Health::Disabled => 6,
             })
             .unwrap_or(Health::Down),
     }
@@ -273,7 +274,7 @@ mod tests {
         assert_eq!(health_of(&snapshot(&mut knowledge), "outer"), Health::Unknown);
         knowledge.drained.insert("b".into());
         let both_out = snapshot(&mut knowledge);
-        assert!(!health_of(&both_out, "outer").is_available());
+        assert_eq!(health_of(&both_out, "outer"), Health::Down, "one is down, the other drained");
         knowledge.health.insert("a".into(), Health::Up);
         assert_eq!(health_of(&snapshot(&mut knowledge), "outer"), Health::Up);
     }

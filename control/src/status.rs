@@ -443,8 +443,8 @@ impl Status {
         align(&rows, &mut text);
         text.push('\n');
         let mut rows = vec![header([
-            "TARGET", "KIND", "HEALTH", "ACTIVE", "SESSIONS", "FAILED", "UP", "DOWN", "UP/S", "DOWN/S",
-            "P50", "WHAT",
+            "TARGET", "KIND", "HEALTH", "FOR", "ACTIVE", "SESSIONS", "FAILED", "UP", "DOWN", "UP/S",
+            "DOWN/S", "P50", "WHAT",
         ])];
         rows.extend(self.targets.iter().map(TargetStatus::row));
         align(&rows, &mut text);
@@ -503,6 +503,7 @@ impl TargetStatus {
             self.name.clone(),
             self.kind.clone(),
             self.health.clone(),
+            span(self.health_for_seconds),
             self.active.to_string(),
             self.committed.to_string(),
             self.failed.values().sum::<u64>().to_string(),
@@ -536,6 +537,14 @@ pub(crate) fn align(rows: &[Vec<String>], text: &mut String) {
     }
 }
 
+/// A time of whole seconds in its two largest units.
+fn span(seconds: f64) -> String {
+    let whole =
+        humantime::format_duration(std::time::Duration::from_secs(seconds.max(0.0) as u64)).to_string();
+    let units: Vec<&str> = whole.split(' ').take(2).collect();
+    units.join(" ")
+}
+
 /// A number of bytes in the unit that shows it best.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -558,6 +567,11 @@ mod tests {
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(5 << 40), "5.0 TiB");
         assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+    }
+
+    #[test]
+    fn times_are_shown_in_two_units() {
+        assert_eq!([span(0.4), span(61.0), span(93_784.0)], ["0s", "1m 1s", "1day 2h"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::harness::client::{ask_name, assert_echo, connect, is_served, read_res
 use crate::harness::daemon::{Daemon, Setup, ringweir};
 use crate::harness::pattern::{End, UP};
 use crate::harness::server::{Refuser, Server};
-use crate::harness::status::health;
+use crate::harness::status::{health, named};
 use crate::harness::{Engine, PATIENCE, assert_took, eventually, scenarios};
 use crate::relay::to;
 use crate::socks::{proxy, rejected};
@@ -131,6 +131,7 @@ fn a_disabled_target_is_neither_picked_nor_probed(engine: Engine) {
     let (_, mut running) = ask_name(daemon.address("in")).expect("served");
     assert_eq!(command(&daemon, &["disable", "a"]), 0);
     assert_eq!(health(&daemon.status(), "a"), "disabled");
+    assert_eq!(named(&daemon.status(), "targets", "a")["why"], "the operator's word");
     // A probe that was under way may still arrive.
     let probed = a.accepted() + 1;
     let others = b.accepted() + 10;
@@ -144,6 +145,7 @@ fn a_disabled_target_is_neither_picked_nor_probed(engine: Engine) {
     daemon.reload(&disabling).unwrap();
     assert_eq!(name(), Some('a'), "the operator's word stands over the file's");
     let daemon = Daemon::start(engine, &disabling);
+    assert_eq!(named(&daemon.status(), "targets", "a")["why"], "the configuration's word");
     assert_eq!(ask_name(daemon.address("in")).map(|(name, _)| name), Some(b'b'));
     assert_eq!(command(&daemon, &["enable", "a"]), 0);
     assert_eq!(ask_name(daemon.address("in")).map(|(name, _)| name), Some(b'a'));

@@ -17,6 +17,9 @@ use crate::model::TargetKind;
 use crate::state;
 use crate::status::{self, CheckStatus, OutStatus, Status};
 
+/// Why a target is disabled that the operator has not disabled.
+const CONFIGURED: &str = "the configuration's word";
+
 impl Daemon {
     pub(super) fn handle_finding(&mut self, finding: Finding) {
         let target = Arc::clone(&finding.target);
@@ -68,9 +71,10 @@ impl Daemon {
         if self.knowledge.care.release_the_needed(&snapshot) {
             snapshot = self.assemble(generation);
         }
-        let probes = &self.last_probes;
+        let (probes, words) = (&self.last_probes, &self.knowledge.disabled);
         let why = |name: &str, health: Health| match health {
             Health::Down => probes.get(name).and_then(|probed| probed.finding.error.clone()),
+            Health::Disabled if !words.contains_key(name) => Some(CONFIGURED.to_owned()),
             Health::Draining | Health::Disabled => Some("the operator's word".to_owned()),
             Health::Unknown | Health::Up | Health::Ejected | Health::Trial => None,
         };
@@ -218,7 +222,9 @@ impl Daemon {
         for (target, served) in targets.iter_mut().zip(&self.snapshot.targets) {
             let (since, why) = care.standing(&target.name);
             target.health_for_seconds = since.as_secs_f64();
-            target.why = why;
+            // It was so from the start: nothing has happened that would have been told.
+            let is_configured = why.is_none() && served.health == Health::Disabled;
+            target.why = if is_configured { Some(CONFIGURED.to_owned()) } else { why };
             let speed = self.speeds.of(&target.name, target.bytes_up, target.bytes_down);
             (target.up_per_second, target.down_per_second) = (speed.up, speed.down);
             target.serving = serving(&self.snapshot, &served.kind);

@@ -405,7 +405,9 @@ impl Care {
         for target in &after.targets {
             let Some(was) = old.get(&*target.name).copied() else { continue };
             let Some(incident) = Incident::of_change(was, target.health) else { continue };
+            let is_empty = matches!(target.kind, TargetKind::Group(_)) && target.health == Health::Down;
             let why = self.cause(&target.name).or_else(|| why(&target.name, target.health));
+            let why = why.or_else(|| is_empty.then(|| "no member is left".to_owned()));
             self.standings.insert(Arc::clone(&target.name), (Clock::now(), why.clone()));
             self.history.record(&target.name, incident, why);
             if matches!(incident, Incident::Up | Incident::Returned) && was != Health::Unknown {

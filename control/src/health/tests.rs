@@ -355,6 +355,7 @@ async fn a_failover_tells_whom_it_switches_to() {
     world.find("a", Health::Down);
     world.find("b", Health::Down);
     assert_eq!(world.words("pool"), ["up", "switched", "down"], "nobody is left: down, and no switch");
+    assert_eq!(world.care().standing("pool").1.as_deref(), Some("no member is left"));
     world.find("b", Health::Up);
     assert_eq!(world.words("pool"), ["up", "switched", "down", "up"], "as it was");
     world.find("a", Health::Up);
