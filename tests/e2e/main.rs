@@ -14,6 +14,7 @@ mod curl;
 mod events;
 mod exhaustion;
 mod faults;
+mod fleet;
 mod health;
 mod histograms;
 mod http;

@@ -5,14 +5,16 @@ mod complete;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use ringweir_flow::close::{CloseReason, ConnectError};
 use ringweir_flow::dial::AttemptId;
 use ringweir_flow::pump::{Closing, Direction, Side, Step};
 use ringweir_flow::record::ClientAddr;
 use ringweir_flow::resolve::Resolved;
+use ringweir_flow::retire::Retirement;
 use ringweir_flow::session::{Command, Session};
-use ringweir_flow::snapshot::ListenerIndex;
+use ringweir_flow::snapshot::{ListenerIndex, TargetIndex};
 use ringweir_flow::time::Instant;
 use ringweir_flow::view::View;
 use ringweir_flow::way::{Refusal, Way};
@@ -83,6 +85,13 @@ enum DialState {
     Done,
 }
 
+/// What the operator, or control, may tell a session.
+pub(crate) enum Word {
+    Stop(CloseReason),
+    /// Follow this member, which has gone.
+    Retire(TargetIndex, Arc<Retirement>),
+}
+
 pub(crate) struct Driver {
     world: Rc<World>,
     manner: Manner,
@@ -104,7 +113,7 @@ pub(crate) struct Driver {
     course: [Course; 2],
     shuts_down_client: bool,
     closing: Option<Closing>,
-    pub(crate) stop_at: Option<(Instant, CloseReason)>,
+    pub(crate) word_at: Option<(Instant, Word)>,
 }
 
 impl Driver {
@@ -144,7 +153,7 @@ impl Driver {
             course: [Course::Running; 2],
             shuts_down_client: false,
             closing: None,
-            stop_at: None,
+            word_at: None,
         };
         driver.drive(tools)?;
         Ok(driver)
@@ -199,7 +208,7 @@ impl Driver {
             if self.session.poll_timeout().is_some_and(|at| at <= now) {
                 add(Act::Timer);
             }
-            if self.stop_at.is_some_and(|(at, _)| at <= now) {
+            if self.word_at.as_ref().is_some_and(|(at, _)| *at <= now) {
                 add(Act::Stop);
             }
         }
@@ -217,7 +226,8 @@ impl Driver {
         if is_open {
             let peers = [Some(&self.client), self.upstream.as_ref()].into_iter().flatten();
             let peers = peers.filter_map(|conn| conn.next_at(tools.now));
-            let own = [self.session.poll_timeout(), self.stop_at.map(|(at, _)| at)].into_iter().flatten();
+            let own =
+                [self.session.poll_timeout(), self.word_at.as_ref().map(|(at, _)| *at)].into_iter().flatten();
             next = next.into_iter().chain(peers).chain(own).min();
         }
         next
@@ -253,12 +263,24 @@ impl Driver {
                 hold!(command.is_none(), "a timeout that came early made the session say {command:?}");
                 return Ok(());
             }
-            Act::Stop => {
-                if let Some((_, reason)) = self.stop_at.take() {
+            Act::Stop => match self.word_at.take() {
+                Some((_, Word::Stop(reason))) => {
                     self.witness.stop = Some(reason);
                     self.session.handle_stop(reason);
                 }
-            }
+                Some((_, Word::Retire(member, order))) => {
+                    if tools.rng.u8(..8) == 0 {
+                        order.revoke();
+                    }
+                    self.session.handle_retirement(&order, tools.now);
+                    self.witness.retired = Some((member, Arc::clone(&order)));
+                    self.drive(tools)?;
+                    if self.closing.is_none() && tools.rng.u8(..4) == 0 {
+                        order.revoke();
+                    }
+                }
+                None => {}
+            },
         }
         self.drive(tools)
     }

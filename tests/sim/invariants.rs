@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ringweir_flow::close::{CloseReason, ConnectError};
@@ -10,6 +11,7 @@ use ringweir_flow::dial::UpstreamAddr;
 use ringweir_flow::pump::{Closing, Ending, Side};
 use ringweir_flow::record::Record;
 use ringweir_flow::resolve::{ResolveError, Resolved};
+use ringweir_flow::retire::Retirement;
 use ringweir_flow::session::MAX_EARLY_BYTES;
 use ringweir_flow::snapshot::{TargetIndex, TargetKind, Upstream};
 use ringweir_flow::time::Instant;
@@ -80,6 +82,8 @@ pub(crate) struct Witness {
     /// Whether the event that is being handled is a timeout with an attempt under way.
     pub(crate) is_overdue: bool,
     pub(crate) stop: Option<CloseReason>,
+    /// The member that it was told to follow.
+    pub(crate) retired: Option<(TargetIndex, Arc<Retirement>)>,
     pub(crate) last_activity: Instant,
 }
 
@@ -118,6 +122,7 @@ impl Witness {
             awaits_names: false,
             is_overdue: false,
             stop: None,
+            retired: None,
             last_activity: now,
         }
     }
@@ -302,6 +307,9 @@ impl Witness {
             hold!(self.stop == Some(reason), "{reason} though nobody asked for it");
             return Ok(());
         }
+        if reason == CloseReason::Retired {
+            return self.check_retirement(phase, closing, record);
+        }
         match phase {
             Phase::Setup => self.check_close_in_setup(closing, ends, record),
             Phase::Refusing { since, why, fed } => {
@@ -323,6 +331,17 @@ impl Witness {
             Phase::Pumping => self.check_close_of_pump(closing, ends, record),
             Phase::Closed => Err("closed twice".to_owned()),
         }
+    }
+
+    /// Only a session that is served by way of a member that has gone follows it, and nobody takes it for whole.
+    fn check_retirement(&self, phase: Phase, closing: Closing, record: &Record<'_>) -> Verdicts {
+        let Some((member, order)) = &self.retired else { return Err("retired by nobody".to_owned()) };
+        let upstream = record.target.and_then(|name| Some(TargetIndex(name.parse().ok()?)));
+        let is_served = upstream.is_some_and(|upstream| self.world.leads_to(*member, upstream));
+        hold!(phase == Phase::Pumping && is_served, "retired in {phase:?}, served by {upstream:?}");
+        hold!(!order.is_revoked(), "retired though the member is back");
+        hold!([closing.client, closing.upstream] == [Ending::Reset; 2], "{closing:?} of what is cut off");
+        Ok(())
     }
 
     fn check_close_in_setup(&self, closing: Closing, ends: &Ends<'_>, record: &Record<'_>) -> Verdicts {

@@ -8,7 +8,7 @@ use ringweir_flow::snapshot::{Snapshot, TargetIndex, TargetKind, WorkerIndex};
 use ringweir_flow::time::Instant;
 use ringweir_flow::view::View;
 
-use crate::driver::{Act, Driver};
+use crate::driver::{Act, Driver, Word};
 use crate::faults::Fault;
 use crate::invariants::{Verdicts, hold};
 use crate::world::{self, World};
@@ -187,7 +187,12 @@ impl Schedule {
             self.closed.extend(driver.closing().map(|closing| closing.reason));
             if self.tools.rng.u8(..10) == 0 {
                 let reason = [CloseReason::Stopped, CloseReason::Drained][self.tools.rng.usize(..2)];
-                driver.stop_at = Some((now + world::span(&mut self.tools.rng, 0, 5_000), reason));
+                driver.word_at = Some((now + world::span(&mut self.tools.rng, 0, 5_000), Word::Stop(reason)));
+            } else if self.tools.rng.u8(..10) == 0
+                && let Some((member, order)) = self.world.draw_retirement(&mut self.tools.rng)
+            {
+                let word = Word::Retire(member, order);
+                driver.word_at = Some((now + world::span(&mut self.tools.rng, 0, 5_000), word));
             }
             self.drivers.push(driver);
         }

@@ -10,6 +10,7 @@ use ringweir_flow::close::ConnectError;
 use ringweir_flow::dial::UpstreamAddr;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::resolve::{ResolveError, Resolved};
+use ringweir_flow::retire::Retirement;
 use ringweir_flow::snapshot::{
     Group, Health, Listener, Member, Policy, Protocol, Role, Snapshot, Target, TargetIndex, TargetKind,
     Timeouts, Upstream, WorkerIndex,
@@ -151,6 +152,27 @@ impl World {
                     group.members.iter().map(|member| self.budget(member.target)).collect();
                 budgets.sort_unstable_by(|a, b| b.cmp(a));
                 budgets.iter().take(group.attempts as usize).sum()
+            }
+        }
+    }
+
+    /// A member of a group that may go, and the order to follow it.
+    pub(crate) fn draw_retirement(&self, rng: &mut fastrand::Rng) -> Option<(TargetIndex, Arc<Retirement>)> {
+        let index = rng.usize(..self.kinds.len());
+        let TargetKind::Group(group) = &self.kinds[index] else { return None };
+        let member = group.members[rng.usize(..group.members.len())].target;
+        let over = if rng.bool() { Duration::ZERO } else { span(rng, 0, 3_000) };
+        let counters = [index, member.0 as usize].map(|at| Arc::clone(&self.target_counters[at]));
+        let [group, counters] = counters;
+        Some((member, Arc::new(Retirement::new(group, counters, over))))
+    }
+
+    /// Whether an upstream may be reached by way of a target.
+    pub(crate) fn leads_to(&self, from: TargetIndex, upstream: TargetIndex) -> bool {
+        match &self.kinds[from.0 as usize] {
+            TargetKind::Upstream(_) => from == upstream,
+            TargetKind::Group(group) => {
+                group.members.iter().any(|member| self.leads_to(member.target, upstream))
             }
         }
     }

@@ -96,7 +96,8 @@ impl Dispatch {
     pub fn next(&mut self, view: &View, subject: Subject<'_>, now: Instant, connect: Duration) -> Next {
         if let Root::Fresh(target) = self.root {
             self.root = Root::Spent;
-            if view.snapshot().target(target).is_available() && view.snapshot().target(target).admit() {
+            let known = view.snapshot().target(target);
+            if known.is_available() && known.admit() || known.is_last_resort() {
                 let entered = self.enter(view, target, Branch(None), None);
                 self.root = if entered.is_none() { Root::Group } else { Root::Alone };
                 if let Some(upstream) = entered {
@@ -256,14 +257,19 @@ impl Frame {
         let target = |index: usize| view.snapshot().target(group.members[index].target);
         loop {
             let may = |index| target(index).is_available() && !self.tried.contains(index);
-            let member = view.pick(self.group, group, subject, now, may)?;
-            self.tried.insert(member);
+            let Some(member) = view.pick(self.group, group, subject, now, may) else { break };
             // Of two workers that pick a target on trial, one gets it.
             if target(member).admit() {
+                self.tried.insert(member);
                 self.attempts_left -= 1;
                 return Some(member);
             }
         }
+        let may = |index| target(index).is_last_resort() && !self.tried.contains(index);
+        let member = view.pick(self.group, group, subject, now, may)?;
+        self.tried.insert(member);
+        self.attempts_left -= 1;
+        Some(member)
     }
 }
 

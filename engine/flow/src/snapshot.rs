@@ -173,6 +173,15 @@ impl Target {
         self.health.is_available() && self.trial.as_ref().is_none_or(|trial| trial.is_open())
     }
 
+    /// Whether a session for which nobody else is left may go there: it is out for what other sessions met, which is no
+    /// more than a guess about this one.
+    pub fn is_last_resort(&self) -> bool {
+        match self.health {
+            Health::Ejected | Health::Trial => true,
+            Health::Unknown | Health::Up | Health::Down | Health::Draining | Health::Disabled => false,
+        }
+    }
+
     /// Takes the one place of a target that is on trial. To be called once for a target that was picked.
     pub fn admit(&self) -> bool {
         self.trial.as_ref().is_none_or(|trial| trial.take())

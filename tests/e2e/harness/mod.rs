@@ -7,6 +7,7 @@ pub(crate) mod http;
 pub(crate) mod names;
 pub(crate) mod netns;
 pub(crate) mod pattern;
+pub(crate) mod peers;
 pub(crate) mod proc;
 pub(crate) mod server;
 pub(crate) mod status;
