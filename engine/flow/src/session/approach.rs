@@ -541,6 +541,8 @@ impl Session {
             self.measure_first_byte(winner.reached_at, now);
             self.count_bytes(Direction::Down, heard.len() as u64);
         }
+        // The member may have gone while it was being reached.
+        self.retire(now);
     }
 }
 
