@@ -29,5 +29,6 @@ mod relay;
 mod reload;
 mod reset;
 mod retire;
+mod sockets;
 mod socks;
 mod users;
