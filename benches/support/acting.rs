@@ -35,7 +35,8 @@ pub(crate) fn view(protocol: Protocol) -> Rc<View> {
 }
 
 /// Whom members are picked for.
-pub(crate) const SUBJECT: Subject<'_> = Subject { client: &ClientAddr::Unix, destination: None };
+pub(crate) const SUBJECT: Subject<'_> =
+    Subject { client: &ClientAddr::Unix, destination: None, peeked: None };
 
 /// A session from accept to the command to pump; `said` is what its client sends, one piece a receive.
 pub(crate) fn accept_to_pump(view: Rc<View>, said: &[&[u8]]) -> Session {

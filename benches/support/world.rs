@@ -28,6 +28,7 @@ pub(crate) fn listener(protocol: Protocol, target: TargetIndex) -> Listener {
         users: None,
         allow: None,
         trusted: None,
+        peek: None,
         reach: Reach::Anywhere,
         timeouts: Timeouts::default(),
         keepalive: None,

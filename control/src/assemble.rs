@@ -80,6 +80,7 @@ pub(crate) fn assemble(
             users: listener.users.clone(),
             allow: listener.allow.clone(),
             trusted: listener.trusted.clone(),
+            peek: listener.peek,
             reach: listener.reach.clone(),
             timeouts: listener.timeouts,
             keepalive: listener.socket.keepalive,

@@ -280,6 +280,7 @@ mod tests {
             users: None,
             allow: None,
             trusted: None,
+            peek: None,
             reach: Reach::Anywhere,
             timeouts: Timeouts::default(),
             socket: Listening::default(),

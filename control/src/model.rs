@@ -207,6 +207,8 @@ pub struct Listener {
     pub allow: Option<Arc<[IpNet]>>,
     /// The networks of the proxies in front that say who the client is, if there are to be such.
     pub trusted: Option<Arc<[IpNet]>>,
+    /// How long is waited for what clients say first, where that is looked at.
+    pub peek: Option<Duration>,
     /// What `direct` may dial for its clients.
     pub reach: Reach,
     /// Its timeouts.

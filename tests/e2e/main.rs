@@ -22,6 +22,7 @@ mod lifecycle;
 mod names;
 mod outage;
 mod passive;
+mod peek;
 mod policies;
 mod proxies;
 mod proxy_protocol;

@@ -129,6 +129,7 @@ impl World {
             users: self.has_users.then(|| Arc::new(users)),
             allow: self.has_allow_list.then(|| Arc::from(["10.0.0.0/8".parse().unwrap()])),
             trusted: None,
+            peek: None,
             reach: if self.is_guarded { Reach::NotLocal { allowed: [].into() } } else { Reach::Anywhere },
             timeouts: self.timeouts,
             keepalive: None,

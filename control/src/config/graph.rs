@@ -38,24 +38,44 @@ impl Graph {
         find(node, |name| self.names.get(name).copied(), self.names.keys().map(|name| &**name))
     }
 
-    /// The names from a target to an upstream or a group that needs a destination, and that it may be dispatched to, if there is
-    /// one.
+    /// The names from a target to an upstream or a group that needs a destination, and that it may be dispatched to, if
+    /// there is one.
     pub(crate) fn path_to_destination(&self, from: TargetIndex) -> Option<Vec<&str>> {
-        let mut seen = vec![false; self.targets.len()];
-        self.search(from, &mut seen)
+        self.path_to(from, &|kind| match kind {
+            TargetKind::Upstream(upstream) => upstream.needs_destination(),
+            TargetKind::Group(group) => group.needs_destination(),
+        })
     }
 
-    fn search(&self, from: TargetIndex, seen: &mut [bool]) -> Option<Vec<&str>> {
+    /// Likewise to a group that goes by what a client says first.
+    pub(crate) fn path_to_peek(&self, from: TargetIndex) -> Option<Vec<&str>> {
+        self.path_to(from, &|kind| match kind {
+            TargetKind::Upstream(_) => false,
+            TargetKind::Group(group) => group.needs_peek(),
+        })
+    }
+
+    fn path_to(&self, from: TargetIndex, is_it: &dyn Fn(&TargetKind) -> bool) -> Option<Vec<&str>> {
+        let mut seen = vec![false; self.targets.len()];
+        self.search(from, is_it, &mut seen)
+    }
+
+    fn search(
+        &self,
+        from: TargetIndex,
+        is_it: &dyn Fn(&TargetKind) -> bool,
+        seen: &mut [bool],
+    ) -> Option<Vec<&str>> {
         let at = from.0 as usize;
         if std::mem::replace(&mut seen[at], true) {
             return None;
         }
         let target = &self.targets[at];
         match &target.kind {
-            TargetKind::Upstream(upstream) => upstream.needs_destination().then(|| vec![&*target.name]),
-            TargetKind::Group(group) if group.needs_destination() => Some(vec![&*target.name]),
+            kind if is_it(kind) => Some(vec![&*target.name]),
+            TargetKind::Upstream(_) => None,
             TargetKind::Group(group) => group.members.iter().find_map(|member| {
-                let mut path = self.search(member.target, seen)?;
+                let mut path = self.search(member.target, is_it, seen)?;
                 path.insert(0, &target.name);
                 Some(path)
             }),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use ringweir_flow::reach::Reach;
@@ -27,10 +28,24 @@ pub(crate) struct RawListener<'a> {
     users: Option<Arc<Users>>,
     allow: Option<Arc<[IpNet]>>,
     trusted: Option<Arc<[IpNet]>>,
+    peek: Peek,
     allow_local: Arc<[IpNet]>,
     timeouts: Timeouts,
     socket: Listening,
 }
+
+/// Whether what clients say first is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Peek {
+    /// Where somebody goes by it.
+    AsNeeded,
+    Never,
+    Within(Duration),
+}
+
+/// How long is waited for what clients say first unless configured otherwise: clients that let the server speak first
+/// wait that long.
+const DEFAULT_PEEK: Duration = Duration::from_secs(1);
 
 /// The words for what a listener speaks.
 pub(crate) const PROTOCOLS: &[(&str, Protocol)] = &[
@@ -83,6 +98,7 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
         protocol: protocol.flatten().unwrap_or(Protocol::Tcp),
         socket: sockets::listening(&table, &binds),
         trusted: trusted(&table, &binds),
+        peek: peek(&table, protocol.flatten().unwrap_or(Protocol::Tcp)),
         table,
         name,
         binds,
@@ -106,6 +122,23 @@ fn networks(node: &Node<'_>) -> Arc<[IpNet]> {
         address.or_else(|_| text.parse()).map_err(|_| "is no network: write it as 10.0.0.0/8 or fd00::/8")
     };
     node.one_or_more().iter().filter_map(|node| node.parsed(network)).collect()
+}
+
+/// Whether what clients say first is to be looked at.
+fn peek(table: &Table<'_>, protocol: Protocol) -> Peek {
+    let Some(node) = table.get("peek") else { return Peek::AsNeeded };
+    if protocol != Protocol::Tcp {
+        node.report("has a meaning for protocol = \"tcp\" alone", None);
+    }
+    if !node.is_table() {
+        return match node.boolean() {
+            Some(true) => Peek::Within(DEFAULT_PEEK),
+            Some(false) => Peek::Never,
+            None => Peek::AsNeeded,
+        };
+    }
+    let timeout = node.table(schema::PEEK).and_then(|table| table.get("timeout"));
+    Peek::Within(timeout.and_then(|node| node.duration()).unwrap_or(DEFAULT_PEEK))
 }
 
 /// The proxies in front that say who the client is.
@@ -161,6 +194,7 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph) -> Listener {
         Protocol::Tcp => report_no_destination(&raw, target, graph),
         Protocol::Socks | Protocol::Socks5 | Protocol::Http | Protocol::Mixed => report_open_relay(&raw),
     }
+    let peek = judge_peek(&raw, target, graph);
     let reach = if raw.binds.iter().all(|(bind, _)| bind.is_local()) {
         Reach::Anywhere
     } else {
@@ -174,9 +208,34 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph) -> Listener {
         users: raw.users,
         allow: raw.allow,
         trusted: raw.trusted,
+        peek,
         reach,
         timeouts: raw.timeouts,
         socket: raw.socket,
+    }
+}
+
+/// Whether, and how long, what clients say first is waited for.
+fn judge_peek(raw: &RawListener<'_>, target: Option<TargetIndex>, graph: &Graph) -> Option<Duration> {
+    let path = target.and_then(|target| graph.path_to_peek(target));
+    let way = path.as_ref().map_or_else(String::new, |path| path.join(" -> "));
+    if let (Some(node), Some(_)) = (&raw.target, &path) {
+        match (raw.protocol, raw.peek) {
+            (Protocol::Tcp, Peek::AsNeeded | Peek::Within(_)) => {}
+            (Protocol::Tcp, Peek::Never) => {
+                let hint = "leave out peek = false".to_owned();
+                node.report(format!("leads to {way}, which goes by what clients say first"), Some(hint));
+            }
+            (Protocol::Socks | Protocol::Socks5 | Protocol::Http | Protocol::Mixed, _) => {
+                let hint = "only at protocol = \"tcp\" is that looked at".to_owned();
+                node.report(format!("leads to {way}, which goes by what clients say first"), Some(hint));
+            }
+        }
+    }
+    match raw.peek {
+        Peek::AsNeeded => path.map(|_| DEFAULT_PEEK),
+        Peek::Never => None,
+        Peek::Within(timeout) => Some(timeout),
     }
 }
 

@@ -40,7 +40,10 @@ pub(crate) const LISTENER: &[&str] = &[
     "defer_accept",
     "backlog",
     "proxy_protocol",
+    "peek",
 ];
+pub(crate) const PEEK: &[&str] = &["timeout"];
+pub(crate) const HASH_KEY: &[&str] = &["cookie", "query"];
 pub(crate) const PROXY_PROTOCOL: &[&str] = &["trusted"];
 pub(crate) const LISTENER_TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close"];
 pub(crate) const UPSTREAM: &[&str] = &[
@@ -119,12 +122,15 @@ pub fn known_keys() -> Vec<String> {
         ("listener.timeouts", LISTENER_TIMEOUTS),
         ("listener.keepalive", KEEPALIVE),
         ("listener.proxy_protocol", PROXY_PROTOCOL),
+        ("listener.peek", PEEK),
         ("upstream.*", UPSTREAM),
         ("upstream.*.keepalive", KEEPALIVE),
         ("upstream.*.passive", UPSTREAM_PASSIVE),
         ("group.*", GROUP),
         ("group.*.members", MEMBER),
+        ("group.*.key", HASH_KEY),
         ("group.*.sticky", STICKY),
+        ("group.*.sticky.key", HASH_KEY),
         ("group.*.remember", REMEMBER),
         ("group.*.passive", GROUP_PASSIVE),
         ("group.*.on_down", ON_DOWN),

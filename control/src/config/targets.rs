@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ringweir_flow::affinity::{Binding, MAX_ENTRIES, Settings};
 use ringweir_flow::outgoing::Outgoing;
-use ringweir_flow::pick::HashKey;
+use ringweir_flow::pick::{FieldName, HashKey};
 use ringweir_flow::retire::OnDown;
 use ringweir_flow::snapshot::{Commit, MAX_WEIGHT, Policy, ProxyProtocol, Role};
 use ringweir_flow::wire::client::Credentials;
@@ -70,7 +70,7 @@ pub(crate) struct Declared<'a> {
 #[derive(Debug)]
 pub(crate) enum DeclaredKind<'a> {
     Upstream(Endpoint),
-    Group(DeclaredGroup<'a>),
+    Group(Box<DeclaredGroup<'a>>),
 }
 
 #[derive(Debug)]
@@ -293,7 +293,7 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
     let health = health::of_group(&table, policy, members.len());
     let on_down = table.get("on_down").and_then(|node| health::on_down(&node)).unwrap_or_default();
     let group = DeclaredGroup { policy, members, attempts, attempt_timeout, commit, affinity, on_down };
-    let kind = DeclaredKind::Group(group);
+    let kind = DeclaredKind::Group(Box::new(group));
     Some(Declared {
         name,
         weight: weight(&table),
@@ -334,15 +334,30 @@ fn race(table: &Table<'_>, policy: &mut Policy) {
     }
 }
 
-const HASH_KEYS: [(&str, HashKey); 2] = [("source", HashKey::Source), ("destination", HashKey::Destination)];
-
 /// The key that only a hash has.
 fn hash(table: &Table<'_>, policy: &mut Policy) {
     let Some(node) = table.get("key") else { return };
     if let Policy::Hash(key) = policy {
-        *key = node.choice(&HASH_KEYS).unwrap_or(*key);
+        *key = hash_key(&node).unwrap_or(*key);
     } else {
         node.report("has a meaning for policy = \"hash\" alone", None);
+    }
+}
+
+/// A word, or a table that names a cookie or a key in the query.
+fn hash_key(node: &Node<'_>) -> Option<HashKey> {
+    if !node.is_table() {
+        return node.choice(&[("source", HashKey::Source), ("destination", HashKey::Destination)]);
+    }
+    let table = node.table(schema::HASH_KEY)?;
+    let name = |node: Node<'_>| node.parsed(FieldName::new);
+    match (table.get("cookie"), table.get("query")) {
+        (Some(node), None) => name(node).map(HashKey::Cookie),
+        (None, Some(node)) => name(node).map(HashKey::Query),
+        (Some(_), Some(_)) | (None, None) => {
+            table.report("names one cookie or one query key", Some("key = { cookie = \"id\" }".to_owned()));
+            None
+        }
     }
 }
 
@@ -361,7 +376,7 @@ fn affinity(table: &Table<'_>, policy: Policy) -> Option<Settings> {
     let (table, key, binding, ttl, size) = match (sticky, remember) {
         (Some(node), _) => {
             let table = node.table(schema::STICKY)?;
-            let key = table.required("key")?.choice(&HASH_KEYS)?;
+            let key = hash_key(&table.required("key")?)?;
             (table, key, Binding::AtPick, DEFAULT_STICKY, DEFAULT_STICKY_ENTRIES)
         }
         (None, Some(node)) => {

@@ -82,6 +82,7 @@ impl Affinity {
         match self.settings.key {
             HashKey::Source => subject.source().hash(&mut hasher),
             HashKey::Destination => subject.destination?.hash(&mut hasher),
+            key @ (HashKey::Cookie(_) | HashKey::Query(_)) => subject.value(key)?.hash(&mut hasher),
         }
         Some(Slot(hasher.finish()))
     }
@@ -167,7 +168,7 @@ mod tests {
 
     fn slot_of(table: &Affinity, number: u32) -> Slot {
         let client = ClientAddr::Ip((std::net::Ipv4Addr::from_bits(number), 5).into());
-        table.slot(Subject { client: &client, destination: None }).unwrap()
+        table.slot(Subject { client: &client, destination: None, peeked: None }).unwrap()
     }
 
     fn at(seconds: u64) -> Instant {
@@ -205,9 +206,9 @@ mod tests {
         }
         assert!(table.len() <= 160);
         let port = |port| ClientAddr::Ip(([10, 0, 0, 1], port).into());
-        let slot = |client: &ClientAddr| table.slot(Subject { client, destination: None });
+        let slot = |client: &ClientAddr| table.slot(Subject { client, destination: None, peeked: None });
         assert_eq!(slot(&port(1)), slot(&port(2)));
         let by_destination = Affinity::new(Settings { key: HashKey::Destination, ..*table.settings() });
-        assert_eq!(by_destination.slot(Subject { client: &port(1), destination: None }), None);
+        assert_eq!(by_destination.slot(Subject { client: &port(1), destination: None, peeked: None }), None);
     }
 }

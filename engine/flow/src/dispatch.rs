@@ -360,7 +360,12 @@ mod tests {
     }
 
     fn next(dispatch: &mut Dispatch, view: &View, now: Instant) -> Next {
-        dispatch.next(view, Subject { client: &ClientAddr::Unix, destination: None }, now, CONNECT)
+        dispatch.next(
+            view,
+            Subject { client: &ClientAddr::Unix, destination: None, peeked: None },
+            now,
+            CONNECT,
+        )
     }
 
     fn at(millis: u64) -> Instant {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::close::{CloseReason, ConnectError};
-use crate::wire::Destination;
+use crate::wire::{Destination, HostName};
 
 /// Who connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +52,8 @@ pub struct Record<'session> {
     pub target: Option<&'session str>,
     /// What the client asked for, where its protocol says so.
     pub destination: Option<&'session Destination>,
+    /// The server that a client of a plain listener named, by SNI or Host, where that was looked at.
+    pub name: Option<&'session HostName>,
     /// How many upstreams were tried.
     pub attempts: u16,
     /// Why the last one that failed did.
@@ -116,6 +118,7 @@ impl Record<'_> {
             listener = self.listener,
             target_name = self.target,
             destination = self.destination.map(tracing::field::display),
+            asked_name = self.name.map(tracing::field::display),
             attempts = self.attempts,
             error = self.last_error.map(tracing::field::display),
             lost = (!self.lost.is_empty()).then(|| tracing::field::display(Lost(&self.lost))),

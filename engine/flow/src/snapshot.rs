@@ -96,6 +96,9 @@ pub struct Listener {
     /// The networks of the proxies in front, each of whose connections begins with a PROXY header that says who the
     /// client is; nobody else may connect, but on a Unix socket. `None` where there are no such proxies.
     pub trusted: Option<Arc<[IpNet]>>,
+    /// How long a client of `tcp` may take to say what it is about before a target is picked for it; `None` where
+    /// nobody wants to know.
+    pub peek: Option<Duration>,
     /// Which destinations `direct` may dial for clients of this listener.
     pub reach: Reach,
     /// Its timeouts.
@@ -338,6 +341,21 @@ impl Group {
     pub fn needs_destination(&self) -> bool {
         self.policy == Policy::Hash(HashKey::Destination)
             || self.affinity.as_ref().is_some_and(|table| table.settings().key == HashKey::Destination)
+    }
+
+    /// Whether picks go by what a client says first.
+    pub fn needs_peek(&self) -> bool {
+        let by_policy = match self.policy {
+            Policy::Hash(key) => key.is_peeked(),
+            Policy::RoundRobin
+            | Policy::Random
+            | Policy::LeastConnections
+            | Policy::LeastLatency
+            | Policy::Failover
+            | Policy::Select
+            | Policy::Race { .. } => false,
+        };
+        by_policy || self.affinity.as_ref().is_some_and(|table| table.settings().key.is_peeked())
     }
 
     /// How many members are tried at a time.

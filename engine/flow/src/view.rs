@@ -185,7 +185,7 @@ mod tests {
     use crate::record::ClientAddr;
     use crate::snapshot::Policy;
 
-    const NOBODY: Subject<'_> = Subject { client: &ClientAddr::Unix, destination: None };
+    const NOBODY: Subject<'_> = Subject { client: &ClientAddr::Unix, destination: None, peeked: None };
 
     #[test]
     fn a_new_snapshot_goes_on_where_the_cycle_stood() {

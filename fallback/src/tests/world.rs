@@ -144,6 +144,7 @@ impl World {
             users: None,
             allow: None,
             trusted: None,
+            peek: None,
             reach: Reach::Anywhere,
             timeouts: self.timeouts,
             keepalive: None,

@@ -2,66 +2,21 @@
 //! remembers for the group; nothing here is shared between workers but the counters that `least-connections` sums.
 
 mod draw;
+mod key;
 mod least_connections;
 mod least_latency;
 mod maglev;
 mod random;
 mod round_robin;
 
-use std::net::IpAddr;
-
-use crate::record::ClientAddr;
 use crate::snapshot::{Group, Policy, Role, Snapshot, WorkerIndex};
 use crate::time::Instant;
-use crate::wire::Destination;
+pub use key::{BadFieldName, FieldName, HashKey, MAX_FIELD_NAME_BYTES, Subject};
 pub use maglev::Maglev;
 pub use round_robin::Cycle;
 
 /// From how many members on a pick does not look at all of them where it need not.
 const MANY: usize = 64;
-
-/// What a session is known by when a member is picked for it.
-#[derive(Clone, Copy, Debug)]
-pub struct Subject<'a> {
-    /// Who connected.
-    pub client: &'a ClientAddr,
-    /// What the client asked for, where its protocol says so.
-    pub destination: Option<&'a Destination>,
-}
-
-/// What of a session decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HashKey {
-    /// The client's address without its port.
-    Source,
-    /// What the client asked for, host and port.
-    Destination,
-}
-
-impl Subject<'_> {
-    /// The client's address; none for those on Unix sockets, who are all alike.
-    pub(crate) fn source(&self) -> Option<IpAddr> {
-        match self.client {
-            ClientAddr::Ip(address) => Some(address.ip().to_canonical()),
-            ClientAddr::Unix => None,
-        }
-    }
-
-    /// The same on every machine.
-    fn hash(&self, key: HashKey) -> u64 {
-        match key {
-            HashKey::Source => match self.source() {
-                Some(IpAddr::V4(ip)) => maglev::hash(&ip.octets()),
-                Some(IpAddr::V6(ip)) => maglev::hash(&ip.octets()),
-                None => maglev::hash(b"unix"),
-            },
-            // Control refuses such a group behind listeners whose clients name no destination.
-            HashKey::Destination => self.destination.map_or(0, |destination| {
-                maglev::hash(destination.to_string().to_ascii_lowercase().as_bytes())
-            }),
-        }
-    }
-}
 
 /// What one worker remembers for one group from pick to pick.
 #[derive(Clone, Debug, Default)]
@@ -150,6 +105,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::account::TargetCounters;
+    use crate::record::ClientAddr;
     use crate::snapshot::{Health, Member, Target, TargetIndex, TargetKind, Upstream};
     use crate::way::Splicing;
 
@@ -200,7 +156,7 @@ pub(crate) mod tests {
         let (mut memory, mut rng) = (Memory::default(), fastrand::Rng::with_seed(1));
         let (worker, memory, rng) = (WorkerIndex(0), &mut memory, &mut rng);
         let mut picker = Picker { snapshot: &snapshot, worker, memory, rng };
-        let subject = Subject { client: &ClientAddr::Unix, destination: None };
+        let subject = Subject { client: &ClientAddr::Unix, destination: None, peeked: None };
         (0..count).map(|_| picker.pick(&group, subject, Instant::ZERO, may)).collect()
     }
 

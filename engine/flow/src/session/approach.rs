@@ -9,7 +9,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::attempt::{Approach, Attempt};
-use super::setup::{Answered, Lookup, Replay};
+use super::setup::{self, Answered, Lookup, Replay};
 use super::{Command, Session, Stage};
 use crate::account::TargetCell;
 use crate::close::{CloseReason, ConnectError};
@@ -17,7 +17,6 @@ use crate::dial::{self, AttemptId, Dial, UpstreamAddr};
 use crate::dispatch::{self, Choice};
 use crate::health::Outcome;
 use crate::outgoing::{Origin, Outgoing};
-use crate::pick::Subject;
 use crate::pump::{Direction, Patience, Pumps, Side};
 use crate::resolve::{ResolveError, Resolved};
 use crate::snapshot::{Commit, FirstHop, Route, TargetIndex, TargetKind, Towards, Upstream};
@@ -72,8 +71,8 @@ impl Session {
         while let Some(setup) = &mut self.setup
             && matches!(setup.stage, Stage::Reaching)
         {
-            let destination = setup.request.as_ref().map(|request| &request.destination);
-            let subject = Subject { client: &self.client, destination };
+            let (request, peeked) = (setup.request.as_ref(), setup.peeked.as_deref());
+            let subject = setup::subject(&self.client, request, peeked);
             match setup.dispatch.next(&view, subject, now, connect) {
                 dispatch::Next::Try(choice) => self.begin_attempt(&choice, now),
                 dispatch::Next::Wait => return,
@@ -507,9 +506,8 @@ impl Session {
         let timeouts = self.view.snapshot().listener(self.listener).timeouts;
         let splicing = self.view.snapshot().splicing;
         let Some(setup) = &mut self.setup else { return };
-        let destination = setup.request.as_ref().map(|request| &request.destination);
-        let subject = Subject { client: &self.client, destination };
-        self.view.handle_committed(&winner.path, subject, now);
+        let (request, peeked) = (setup.request.as_ref(), setup.peeked.as_deref());
+        self.view.handle_committed(&winner.path, setup::subject(&self.client, request, peeked), now);
         let (bytes, allowance) = match (setup.replay.take(), winner.commit) {
             // It has been told all that is known.
             (Some(replay), Commit::FirstByte) => (replay.bytes.len() as u64, replay.allowance),

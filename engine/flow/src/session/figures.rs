@@ -117,6 +117,7 @@ mod tests {
             users: None,
             allow: None,
             trusted: None,
+            peek: None,
             reach: Reach::Anywhere,
             timeouts: Timeouts::default(),
             keepalive: None,

@@ -11,6 +11,7 @@ use crate::record::ClientAddr;
 use crate::snapshot::{Listener, TargetIndex};
 use crate::time::Instant;
 use crate::wire::handshake::Handshake;
+use crate::wire::peek::Peek;
 use crate::wire::proxy_protocol::{self, Ends, Header, Version};
 
 /// What is known of the client's connection beside its address.
@@ -84,10 +85,13 @@ impl Session {
                     self.advance_handshake(now);
                 }
             }
-            None => {
-                setup.stage = Stage::Reaching;
-                self.advance(now);
-            }
+            None => match listener.peek {
+                Some(timeout) => {
+                    setup.stage = Stage::Peeking { peek: Peek::default(), deadline: now + timeout };
+                    self.look(now);
+                }
+                None => self.stop_looking(now),
+            },
         }
     }
 

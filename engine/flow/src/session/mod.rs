@@ -16,6 +16,7 @@ mod end;
 mod figures;
 mod front;
 mod introduce;
+mod look;
 mod setup;
 
 use std::borrow::Cow;
@@ -40,6 +41,7 @@ use crate::time::Instant;
 use crate::view::View;
 use crate::way::Refusal;
 use crate::wire::handshake::Handshake;
+use crate::wire::peek::Peek;
 use crate::wire::{Destination, HostName};
 
 /// How much of what a client sends early, before its upstream is open, is held for it.
@@ -108,6 +110,8 @@ pub struct Session {
     lost: Losses,
     /// What the client asked for, kept for the log alone.
     destination: Option<Box<Destination>>,
+    /// The server that a client of a plain listener named, kept for the log alone.
+    name: Option<HostName>,
     /// The targets that the session has gone through, once an attempt has won.
     path: Path,
     /// The upstream that was tried last.
@@ -141,6 +145,8 @@ enum FirstByte {
 enum Stage {
     /// Reading what a proxy in front says of the client.
     Announcing { deadline: Instant },
+    /// Looking at what the client says first, of which the upstream gets every byte.
+    Peeking { peek: Peek, deadline: Instant },
     /// Reading the client's request.
     Handshake { wire: Handshake, deadline: Instant },
     /// The request is complete; upstreams are being tried.
@@ -178,6 +184,7 @@ impl Session {
             last_error: None,
             lost: Losses::default(),
             destination: None,
+            name: None,
             path: Path::new(),
             upstream: None,
             ended: false,
@@ -196,7 +203,7 @@ impl Session {
         let Some(setup) = &self.setup else { return false };
         match setup.stage {
             Stage::Announcing { .. } | Stage::Handshake { .. } => true,
-            Stage::Reaching => !setup.client_ended && setup.has_room(),
+            Stage::Peeking { .. } | Stage::Reaching => !setup.client_ended && setup.has_room(),
             Stage::Refusing { .. } => !setup.client_ended,
             Stage::Pumping | Stage::Closed => false,
         }
@@ -209,6 +216,10 @@ impl Session {
             Stage::Announcing { .. } => {
                 setup.early.extend_from_slice(bytes);
                 self.read_announcement(now);
+            }
+            Stage::Peeking { .. } => {
+                setup.early.extend_from_slice(bytes);
+                self.look(now);
             }
             Stage::Handshake { .. } => {
                 setup.early.extend_from_slice(bytes);
@@ -235,13 +246,16 @@ impl Session {
     pub fn handle_client_ended(&mut self) {
         let Some(setup) = &mut self.setup else { return };
         setup.client_ended = true;
-        match setup.stage {
+        match &mut setup.stage {
             Stage::Announcing { .. } | Stage::Handshake { .. } => {
                 self.close(Closing::plain(CloseReason::ClientLeft));
             }
             Stage::Refusing { reason, farewell: Farewell::Sent, .. } => {
+                let reason = *reason;
                 self.close(Closing::plain(reason));
             }
+            // Nothing more is to be seen: the timeout is due.
+            Stage::Peeking { deadline, .. } => *deadline = Instant::ZERO,
             // A client that only ended its own stream still wants the answer.
             Stage::Reaching => self.end_replay(),
             Stage::Refusing { farewell: Farewell::Sending, .. } | Stage::Pumping | Stage::Closed => {}
@@ -253,7 +267,9 @@ impl Session {
         let Some(setup) = &self.setup else { return };
         let reason = match setup.stage {
             Stage::Refusing { reason, .. } => reason,
-            Stage::Announcing { .. } | Stage::Handshake { .. } | Stage::Reaching => CloseReason::ClientReset,
+            Stage::Announcing { .. } | Stage::Peeking { .. } | Stage::Handshake { .. } | Stage::Reaching => {
+                CloseReason::ClientReset
+            }
             Stage::Pumping | Stage::Closed => return,
         };
         self.close(Closing::plain(reason));
@@ -278,6 +294,7 @@ impl Session {
             (Stage::Reaching, Lookup::UnderWay) => self.resolve_attempts(resolved, now),
             (
                 Stage::Announcing { .. }
+                | Stage::Peeking { .. }
                 | Stage::Handshake { .. }
                 | Stage::Reaching
                 | Stage::Pumping
@@ -337,12 +354,14 @@ impl Session {
             Stage::Announcing { deadline } | Stage::Handshake { deadline, .. } if now >= *deadline => {
                 self.close(Closing::plain(CloseReason::HandshakeTimeout));
             }
+            Stage::Peeking { deadline, .. } if now >= *deadline => self.stop_looking(now),
             Stage::Reaching => self.expire_attempts(now),
             Stage::Refusing { reason, deadline, .. } if now >= *deadline => {
                 let reason = *reason;
                 self.close(Closing::plain(reason));
             }
             Stage::Announcing { .. }
+            | Stage::Peeking { .. }
             | Stage::Handshake { .. }
             | Stage::Refusing { .. }
             | Stage::Pumping
@@ -383,6 +402,7 @@ impl Session {
         let setup = self.setup.as_ref()?;
         match &setup.stage {
             Stage::Announcing { deadline }
+            | Stage::Peeking { deadline, .. }
             | Stage::Handshake { deadline, .. }
             | Stage::Refusing { deadline, .. } => Some(*deadline),
             Stage::Reaching => {
@@ -506,6 +526,7 @@ impl Session {
             listener: &snapshot.listener(self.listener).name,
             target: self.upstream.map(|target| &*snapshot.target(target).name),
             destination: self.destination.as_deref(),
+            name: self.name.as_ref(),
             attempts: self.attempts,
             last_error: self.last_error,
             lost: self

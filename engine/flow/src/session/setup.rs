@@ -12,9 +12,12 @@ use super::attempt::Attempt;
 use super::front::Front;
 use super::{Command, MAX_EARLY_BYTES, Stage};
 use crate::dispatch::Dispatch;
+use crate::pick::Subject;
 use crate::pump::Side;
+use crate::record::ClientAddr;
 use crate::snapshot::TargetIndex;
 use crate::time::Instant;
+use crate::wire::peek::Peeked;
 use crate::wire::{Answer, Body, Request};
 
 /// How many are kept for sessions to come: more than a turn of a worker brings.
@@ -33,6 +36,8 @@ pub(super) struct Setup {
     pub(super) words: Vec<u8>,
     pub(super) client_ended: bool,
     pub(super) front: Front,
+    /// What the client said first, where that was looked at.
+    pub(super) peeked: Option<Box<Peeked>>,
     /// None before it is complete, and for ever on a plain `tcp` listener.
     pub(super) request: Option<Request>,
     pub(super) dispatch: Dispatch,
@@ -102,6 +107,7 @@ impl Spares {
             words: Vec::new(),
             client_ended: false,
             front: Front::default(),
+            peeked: None,
             request: None,
             dispatch: Dispatch::new(target),
             attempts: SmallVec::new(),
@@ -131,6 +137,7 @@ impl Spares {
         setup.stage = Stage::Closed;
         setup.request = None;
         setup.front = Front::default();
+        setup.peeked = None;
         setup.replay = None;
         setup.attempts.clear();
         setup.commands.clear();
@@ -145,6 +152,15 @@ impl Spares {
     pub(crate) fn inherit(&self) -> Spares {
         Spares(RefCell::new(self.0.take()))
     }
+}
+
+/// What members are picked by.
+pub(super) fn subject<'a>(
+    client: &'a ClientAddr,
+    request: Option<&'a Request>,
+    peeked: Option<&'a Peeked>,
+) -> Subject<'a> {
+    Subject { client, destination: request.map(|request| &request.destination), peeked }
 }
 
 impl Setup {

@@ -5,6 +5,7 @@ pub mod client;
 pub mod handshake;
 pub mod http;
 pub mod mixed;
+pub mod peek;
 pub mod proxy_protocol;
 mod reader;
 pub mod socks4;

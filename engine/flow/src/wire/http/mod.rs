@@ -81,7 +81,7 @@ fn is_token_byte(byte: u8) -> bool {
 }
 
 /// Lines end in CRLF or in a bare LF (RFC 9112, section 2.2), as the parser sees it too.
-fn empty_line_end(bytes: &[u8]) -> Option<usize> {
+pub(super) fn empty_line_end(bytes: &[u8]) -> Option<usize> {
     let mut from = 0;
     while let Some(found) = bytes[from..].iter().position(|&byte| byte == b'\n') {
         let next = from + found + 1;
