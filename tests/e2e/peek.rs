@@ -3,11 +3,13 @@
 use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::client::{assert_echo, connect, read_bytes, read_rest};
 use crate::harness::curl::{curl, is_installed};
 use crate::harness::daemon::{Daemon, check, free_port};
+use crate::harness::http::{exchange, read_head};
 use crate::harness::pattern::{End, UP};
 use crate::harness::server::Server;
 use crate::harness::{Engine, PATIENCE, assert_took, eventually, scenarios};
@@ -16,6 +18,7 @@ use crate::proxies::Program;
 scenarios!(Welcome:
     sessions_stick_by_a_cookie_whoever_brings_it,
     sessions_are_hashed_by_a_key_of_the_query,
+    what_the_first_answer_gives_is_known_when_it_comes_back,
     every_byte_that_was_looked_at_arrives_in_any_split,
     what_is_not_to_be_understood_goes_on_at_once,
     a_head_without_an_end_is_forwarded_whole,
@@ -73,6 +76,52 @@ fn sessions_are_hashed_by_a_key_of_the_query(engine: Engine) {
     }
     for (sid, name) in first.iter().enumerate() {
         assert_eq!(serving(&daemon, &by_sid(sid)), *name);
+    }
+}
+
+/// Gives each client a cookie and a session of Engine.IO that bear its name, and says the name in a header.
+fn giver(name: char) -> Server {
+    let given = AtomicUsize::new(0);
+    Server::new(move |mut stream| {
+        let _ = read_head(&mut stream);
+        let value = format!("{name}{}", given.fetch_add(1, Ordering::Relaxed));
+        let body = format!("0{{\"sid\":\"{value}\",\"upgrades\":[\"websocket\"],\"pingInterval\":25000}}");
+        let length = body.len();
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nX-Name: {name}\r\nSet-Cookie: id={value}; Path=/\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        // In one segment, as servers send what is short.
+        let _ = stream.write_all(answer.as_bytes());
+        let _ = stream.shutdown(Shutdown::Write);
+        let _ = read_rest(&mut stream);
+    })
+}
+
+fn what_the_first_answer_gives_is_known_when_it_comes_back(engine: Engine) {
+    let servers: Vec<Server> = ('a'..='c').map(giver).collect();
+    for (key, back) in
+        [("cookie = \"id\"", "/ HTTP/1.1\r\nCookie: id="), ("query = \"sid\"", "/socket.io/?EIO=4&sid=")]
+    {
+        let mut config =
+            "[[listener]]\nname = \"in\"\nbind = \"127.0.0.1:0\"\ntarget = \"pool\"\n".to_owned();
+        for (name, server) in ('a'..).zip(&servers) {
+            config += &format!("[upstream.{name}]\naddress = \"{}\"\n", server.address());
+        }
+        config += &format!(
+            "[group.pool]\nmembers = [\"a\", \"b\", \"c\"]\ncommit = \"first-byte\"\nsticky = {{ key = {{ {key} }} }}\n"
+        );
+        let daemon = Daemon::start(engine, &config);
+        let ask = |request: &str| exchange(&mut connect(daemon.address("in")), request.as_bytes());
+        for _ in 0..9 {
+            let first = ask("GET /socket.io/?EIO=4 HTTP/1.1\r\nHost: a\r\n\r\n");
+            let name = first.field("X-Name").unwrap();
+            let value = first.field("Set-Cookie").unwrap().split([';', '=']).nth(1).unwrap();
+            let end = if back.contains("HTTP") { "" } else { " HTTP/1.1" };
+            for _ in 0..3 {
+                let again = ask(&format!("GET {back}{value}{end}\r\nHost: a\r\n\r\n"));
+                assert_eq!(again.field("X-Name"), Some(name), "{key}: {value}");
+            }
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use lru::LruCache;
 
 use crate::pick::{HashKey, Subject};
 use crate::time::Instant;
+use crate::wire::peek::answer;
 
 /// The most entries that may be configured: about 100 bytes each.
 pub const MAX_ENTRIES: u32 = 1_000_000;
@@ -85,6 +86,18 @@ impl Affinity {
             key @ (HashKey::Cookie(_) | HashKey::Query(_)) => subject.value(key)?.hash(&mut hasher),
         }
         Some(Slot(hasher.finish()))
+    }
+
+    /// Where the entry is of whoever comes back with what a server's first answer tells; `None` when it tells nothing
+    /// that the table goes by.
+    pub fn slot_of_answer(&self, answer: &[u8]) -> Option<Slot> {
+        let value = match &self.settings.key {
+            HashKey::Source | HashKey::Destination => None,
+            HashKey::Cookie(name) => answer::set_cookie(answer, name.as_str()),
+            HashKey::Query(name) => answer::opened_session(answer, name.as_str()),
+        };
+        // As the value itself is hashed when it comes back.
+        value.filter(|value| !value.is_empty()).map(|value| Slot(self.hasher.hash_one(value)))
     }
 
     /// The name of the member in a slot; using it makes it last.

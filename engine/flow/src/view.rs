@@ -141,13 +141,12 @@ impl View {
         }
     }
 
-    /// An attempt that went through `path` has won.
-    pub fn handle_committed(&self, path: &[TargetIndex], subject: Subject<'_>, now: Instant) {
+    /// An attempt that went through `path` has won; `heard` is what its destination said ahead of that.
+    pub fn handle_committed(&self, path: &[TargetIndex], subject: Subject<'_>, heard: &[u8], now: Instant) {
         for pair in path.windows(2) {
             let TargetKind::Group(group) = &self.snapshot.target(pair[0]).kind else { continue };
-            if let Some(table) = group.affinity.as_deref()
-                && let Some(slot) = table.slot(subject)
-            {
+            let Some(table) = group.affinity.as_deref() else { continue };
+            for slot in [table.slot(subject), table.slot_of_answer(heard)].into_iter().flatten() {
                 table.set(slot, &self.snapshot.target(pair[1]).name, now);
             }
         }

@@ -507,7 +507,7 @@ impl Session {
         let splicing = self.view.snapshot().splicing;
         let Some(setup) = &mut self.setup else { return };
         let (request, peeked) = (setup.request.as_ref(), setup.peeked.as_deref());
-        self.view.handle_committed(&winner.path, setup::subject(&self.client, request, peeked), now);
+        self.view.handle_committed(&winner.path, setup::subject(&self.client, request, peeked), heard, now);
         let (bytes, allowance) = match (setup.replay.take(), winner.commit) {
             // It has been told all that is known.
             (Some(replay), Commit::FirstByte) => (replay.bytes.len() as u64, replay.allowance),

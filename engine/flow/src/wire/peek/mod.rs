@@ -1,6 +1,7 @@
 //! A look at what a client says first, without being its server: the TLS ClientHello or the head of an HTTP/1 request.
 //! What is looked at is not consumed; it goes on to the upstream as it came.
 
+pub mod answer;
 pub mod client_hello;
 pub mod http_head;
 
