@@ -21,11 +21,20 @@ pub struct RequestHead {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotAHead;
 
-/// Looks for the end of a head as it grows.
+/// Looks for the end of a head as it grows, at each byte once.
 #[derive(Debug, Default)]
 pub struct Search {
-    /// No head ends before this offset.
+    line: Line,
+    /// What is looked for does not stand before this offset.
     searched: usize,
+}
+
+/// Whether the first line has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Line {
+    #[default]
+    Awaited,
+    Sound,
 }
 
 impl Search {
@@ -34,38 +43,42 @@ impl Search {
     /// # Errors
     /// [`NotAHead`] as soon as it is known to be none.
     pub fn read(&mut self, input: &[u8]) -> Result<Option<RequestHead>, NotAHead> {
-        if self.searched == 0 {
-            judge_beginning(input)?;
+        if self.line == Line::Awaited {
+            judge_method(input)?;
+            let Some(found) = input[self.searched..].iter().position(|byte| *byte == b'\n') else {
+                self.searched = input.len();
+                return Ok(None);
+            };
+            // An empty line is found from the end of the one before.
+            self.searched += found;
+            judge_line(&input[..self.searched])?;
+            self.line = Line::Sound;
         }
-        let from = self.searched;
-        match empty_line_end(&input[from..]) {
-            Some(end) => {
-                judge_beginning(input)?;
-                parse(&input[..from + end]).map(Some).ok_or(NotAHead)
-            }
+        match empty_line_end(&input[self.searched..]) {
+            Some(end) => parse(&input[..self.searched + end]).map(Some).ok_or(NotAHead),
             None => {
-                // Whether the first line is one is asked until it has ended. The last two bytes may be the start of
-                // an empty line's `\n\r\n`.
-                if input.contains(&b'\n') {
-                    judge_beginning(input)?;
-                    self.searched = input.len().saturating_sub(2);
-                }
+                // The last two bytes may be the start of an empty line's `\n\r\n`.
+                self.searched = self.searched.max(input.len().saturating_sub(2));
                 Ok(None)
             }
         }
     }
 }
 
-/// Methods are capitals, and the first line ends in the version.
-fn judge_beginning(input: &[u8]) -> Result<(), NotAHead> {
+/// Methods are capitals.
+fn judge_method(input: &[u8]) -> Result<(), NotAHead> {
     let method = input.iter().take(MAX_METHOD_BYTES + 1).take_while(|byte| byte.is_ascii_uppercase()).count();
     let is_method = match input.get(method) {
         None => method <= MAX_METHOD_BYTES,
         Some(next) => *next == b' ' && method > 0,
     };
-    let line = input.iter().position(|byte| *byte == b'\n').map(|end| input[..end].trim_ascii_end());
-    let is_line = line.is_none_or(|line| line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0"));
-    if is_method && is_line { Ok(()) } else { Err(NotAHead) }
+    if is_method { Ok(()) } else { Err(NotAHead) }
+}
+
+/// The first line ends in the version.
+fn judge_line(line: &[u8]) -> Result<(), NotAHead> {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0") { Ok(()) } else { Err(NotAHead) }
 }
 
 fn parse(head: &[u8]) -> Option<RequestHead> {
