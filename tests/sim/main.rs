@@ -6,6 +6,7 @@
 // All of this crate is tests, helpers included; a replay prints.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod attempts;
 mod client;
 mod driver;
 mod faults;

@@ -55,6 +55,8 @@ enum Root {
     Alone,
     /// A group, whose frame is the first.
     Group,
+    /// One attempt is the only one from now on.
+    Decided,
     Spent,
 }
 
@@ -120,13 +122,14 @@ impl Dispatch {
         }
         match self.root {
             Root::Fresh(_) | Root::Spent => Next::Exhausted,
-            Root::Alone | Root::Group => Next::Wait,
+            Root::Alone | Root::Group | Root::Decided => Next::Wait,
         }
     }
 
     /// A try that a choice of `branch` began has failed.
     pub fn handle_failed(&mut self, branch: Branch, now: Instant) {
         match branch.0 {
+            _ if self.root == Root::Decided => self.root = Root::Spent,
             None => self.root = Root::Spent,
             Some(index) => {
                 let frame = self.frame_mut(index);
@@ -137,9 +140,9 @@ impl Dispatch {
         }
     }
 
-    /// An attempt has won: nothing else is to be tried.
-    pub fn stop(&mut self) {
-        self.root = Root::Spent;
+    /// An attempt has won: nothing else is to be tried, whatever becomes of it.
+    pub fn decide(&mut self) {
+        self.root = Root::Decided;
         self.frames.clear();
     }
 
@@ -507,9 +510,11 @@ mod tests {
     fn nothing_is_begun_once_an_attempt_has_won() {
         let view = view(vec![up(), up(), race(&[0, 1], 100, 2)]);
         let mut dispatch = Dispatch::new(TargetIndex(2));
-        assert_eq!(begun(&mut dispatch, &view, at(0)).len(), 1);
-        dispatch.stop();
+        let [first] = &begun(&mut dispatch, &view, at(0))[..] else { panic!("one at a time") };
+        dispatch.decide();
         assert_eq!(dispatch.poll_timeout(&view), None);
-        assert_eq!(next(&mut dispatch, &view, at(100)), Next::Exhausted);
+        assert_eq!(next(&mut dispatch, &view, at(100)), Next::Wait);
+        dispatch.handle_failed(first.branch, at(100));
+        assert_eq!(next(&mut dispatch, &view, at(100)), Next::Exhausted, "it was the only one");
     }
 }

@@ -500,7 +500,7 @@ impl Session {
     ) {
         let Some(setup) = &mut self.setup else { return };
         let winner = setup.attempts.swap_remove(index);
-        setup.dispatch.stop();
+        setup.dispatch.decide();
         self.abandon_attempts(Some(now));
         self.answer_success(local);
         let timeouts = self.view.snapshot().listener(self.listener).timeouts;

@@ -83,7 +83,7 @@ impl Session {
     fn stop_others(&mut self, index: usize, now: Instant) -> usize {
         let Some(setup) = &mut self.setup else { return index };
         let winner = setup.attempts.swap_remove(index);
-        setup.dispatch.stop();
+        setup.dispatch.decide();
         self.abandon_attempts(Some(now));
         if let Some(setup) = &mut self.setup {
             setup.attempts.push(winner);
