@@ -324,7 +324,8 @@ impl Care {
         let targets = &snapshot.targets;
         let Some(target) = targets.iter().find(|target| target.name == *name) else { return false };
         let Some(cause) = too_much(&target.counters, watch.failures()) else { return false };
-        if cause == Cause::Connect && self.network.excuses(name) {
+        // Neither a connect nor an answer gets through.
+        if self.network.excuses(name) {
             return false;
         }
         let is_available =
@@ -478,5 +479,7 @@ fn member_names(config: &Config, group: &Group) -> Vec<Arc<str>> {
     group.members.iter().map(|member| Arc::clone(&config.targets[member.target.0 as usize].name)).collect()
 }
 
+#[cfg(test)]
+mod fleet;
 #[cfg(test)]
 mod tests;
