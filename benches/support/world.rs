@@ -79,6 +79,7 @@ pub(crate) fn snapshot(listener: Listener, targets: Vec<Target>) -> Snapshot {
         binds: vec![Bind { id: BIND, listener: ListenerIndex(0), address: "127.0.0.1".into() }],
         listeners: vec![listener],
         targets,
+        rules: None,
         log_sessions: false,
         splicing: Splicing::default(),
     }

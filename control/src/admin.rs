@@ -24,6 +24,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::daemon::{Event, Observation, Word};
+use crate::explain::{self, Question};
 use crate::histogram::Source;
 use crate::model::{BindAddress, Token};
 use crate::{metrics, status as figures};
@@ -110,6 +111,7 @@ fn routes(scope: Scope, gate: Gate, events: mpsc::Sender<Event>) -> Router {
         .route("/health", get(|| async { "ok\n" }))
         .route("/status", get(status))
         .route("/events", get(history))
+        .route("/explain", get(explained))
         .route("/histograms", get(histograms))
         .route("/histograms.hlog", get(histogram_log))
         .route("/metrics", get(scrape));
@@ -174,6 +176,23 @@ async fn status(State(events): State<mpsc::Sender<Event>>) -> Response {
                 Err(_) => ending(),
             }
         }
+        None => ending(),
+    }
+}
+
+async fn explained(
+    State(events): State<mpsc::Sender<Event>>,
+    Query(question): Query<HashMap<String, String>>,
+) -> Response {
+    let question = match Question::from_query(question) {
+        Ok(question) => question,
+        Err(text) => return (StatusCode::BAD_REQUEST, text).into_response(),
+    };
+    match observe(&events).await {
+        Some(observation) => match explain::explain(&observation.snapshot, &question) {
+            Ok(explanation) => Json(explanation).into_response(),
+            Err(text) => (StatusCode::NOT_FOUND, text).into_response(),
+        },
         None => ending(),
     }
 }

@@ -16,6 +16,7 @@ use ringweir_flow::wire::proxy_protocol::Version;
 use crate::bind::OpenBind;
 use crate::health::Care;
 use crate::model::{self, Config, Endpoint};
+use crate::rules::RuleBook;
 use crate::state::Selections;
 
 /// What control knows beside the configuration.
@@ -37,6 +38,8 @@ pub(crate) struct Knowledge {
     /// Whom which member of a group served, by group: a reload does not forget it.
     affinities: HashMap<Arc<str>, Arc<Affinity>>,
     listener_counters: HashMap<Arc<str>, Arc<ListenerCounters>>,
+    /// What is decided before sessions are dispatched.
+    pub(crate) rules: RuleBook,
 }
 
 impl Knowledge {
@@ -115,6 +118,7 @@ pub(crate) fn assemble(
         binds: open_binds(config, binds),
         listeners,
         targets,
+        rules: knowledge.rules.current(),
         log_sessions,
         splicing: config.engine.splicing,
     }

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -104,6 +105,13 @@ Examples:
         #[command(flatten)]
         admin: AdminArgument,
     },
+    /// Say which rule and which target would serve a session, and why
+    #[command(after_help = "\
+Examples:
+  ringweir explain --listener proxy --to www.example:443
+  ringweir explain --listener proxy --from 10.0.0.9 --user ann --to 192.0.2.1:80
+  ringweir explain --config ringweir.toml --listener web --sni a.example")]
+    Explain(ExplainArguments),
     /// Send no new sessions to a target; running ones go on
     Drain {
         /// Upstream or group
@@ -137,6 +145,40 @@ Examples:
         /// Which shell
         shell: Shell,
     },
+}
+
+/// A session that might come.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ExplainArguments {
+    /// Where the client connects
+    #[arg(long, value_name = "NAME")]
+    pub(crate) listener: String,
+    /// The client's address
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) from: Option<IpAddr>,
+    /// As whom it authenticates
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Where it wants to go, host:port
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) to: Option<String>,
+    /// The server that its TLS ClientHello names
+    #[arg(long, value_name = "NAME")]
+    pub(crate) sni: Option<String>,
+    /// The server that its HTTP request names
+    #[arg(long, value_name = "NAME")]
+    pub(crate) host: Option<String>,
+    /// The path of its HTTP request
+    #[arg(long, value_name = "PATH")]
+    pub(crate) path: Option<String>,
+    /// Judge by this file instead of asking the daemon; nothing is known of anybody's health then
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// For machines
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgument,
 }
 
 #[derive(Debug, Default, Args)]

@@ -272,6 +272,7 @@ impl Daemon {
         let mut knowledge = Knowledge::default();
         knowledge.selected = config.state.as_deref().map(state::load).unwrap_or_default();
         knowledge.care = care;
+        knowledge.rules.configure(&config, workers);
         knowledge.care.reconfigure(&config);
         bind::try_upstreams(&config)?;
         let (binds, opened, next_bind) =
@@ -448,6 +449,7 @@ impl Daemon {
         self.next_bind = next_bind;
         self.config = config;
         self.knowledge.retain(&self.config);
+        self.knowledge.rules.configure(&self.config, self.workers);
         self.knowledge.care.reconfigure(&self.config);
         self.watch_targets();
         self.publish(opened);

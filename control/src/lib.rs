@@ -15,6 +15,7 @@ mod cli;
 mod client;
 pub mod config;
 mod daemon;
+mod explain;
 mod forward;
 mod health;
 mod histogram;
@@ -23,6 +24,7 @@ mod metrics;
 pub mod model;
 mod paths;
 mod resolve;
+mod rules;
 mod signals;
 mod state;
 mod status;
@@ -120,6 +122,7 @@ fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, Strin
             let path = format!("{}&group={}", query("/select", &target), escaped(&group));
             print(&ask(&admin, Method::POST, &path)?)?
         }
+        Command::Explain(arguments) => explain::run(arguments)?,
         Command::Probe { target, json, admin } => probe(&target, json, &admin)?,
         Command::Drain { target, admin } => say(Word::Drain, &target, &admin)?,
         Command::Undrain { target, admin } => say(Word::Undrain, &target, &admin)?,

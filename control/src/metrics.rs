@@ -36,6 +36,7 @@ pub const METRICS: &[(&str, &str)] = &[
         "Directions of sessions that changed to a pipe or back to buffers, by what they changed to",
     ),
     ("pipe_refusals", "Receives that were copied because no pipe was to be had, by reason"),
+    ("rule_hits", "Sessions that a rule has decided"),
     ("target_up", "1 when new sessions may go to the target, 0 when it is down or drained"),
     ("target_active", "Sessions and attempts that hold the target now"),
     ("target_attempts", "Attempts to reach the target"),
@@ -88,6 +89,7 @@ impl Collector for Scrape {
         self.workers(&mut encoder)?;
         self.listeners(&mut encoder)?;
         self.pipes(&mut encoder)?;
+        self.rules(&mut encoder)?;
         self.targets(&mut encoder)?;
         expose(&mut encoder, &self.snapshot, help)
     }
@@ -184,6 +186,13 @@ impl Scrape {
             })
             .collect();
         counters(encoder, "pipe_refusals", refused.iter().map(|(labels, count)| (&labels[..], *count)))
+    }
+
+    fn rules(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
+        let rules = &self.status.rules;
+        let names: Vec<_> = rules.iter().map(|rule| [("rule", rule.name.as_str())]).collect();
+        let hits = rules.iter().zip(&names).map(|(rule, labels)| (&labels[..], rule.hits));
+        counters(encoder, "rule_hits", hits)
     }
 
     fn targets(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use ringweir_flow::health::Terms;
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::reach::Reach;
+use ringweir_flow::rules::{Action, Condition};
 use ringweir_flow::snapshot::{Group, Hop, Protocol, ProxyProtocol, TargetIndex, Timeouts, Towards};
 use ringweir_flow::users::Users;
 use ringweir_flow::way::Splicing;
@@ -46,6 +47,8 @@ pub struct Config {
     pub resolver: ResolverSettings,
     /// The listeners, as written.
     pub listeners: Vec<Listener>,
+    /// What is decided before a session goes to the target of its listener, in this order.
+    pub rules: Vec<Rule>,
     /// The targets, as written; [`TargetIndex`] points here and at the same place in the snapshot.
     pub targets: Vec<Target>,
 }
@@ -215,6 +218,17 @@ pub struct Listener {
     pub timeouts: Timeouts,
     /// What is special about its sockets.
     pub socket: Listening,
+}
+
+/// A rule.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What must hold, all of it.
+    pub conditions: Vec<Condition>,
+    /// What becomes of the session then.
+    pub action: Action,
 }
 
 /// Where a listener is bound.

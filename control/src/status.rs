@@ -11,6 +11,7 @@ use ringweir_flow::way::Refusal;
 use serde::{Deserialize, Serialize};
 
 use crate::check::StageTime;
+use crate::rules::RuleStatus;
 
 /// The daemon at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,6 +36,9 @@ pub(crate) struct Status {
     pub(crate) outages: u64,
     /// The listeners, as configured.
     pub(crate) listeners: Vec<ListenerStatus>,
+    /// The rules, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) rules: Vec<RuleStatus>,
     /// Upstreams and groups, as configured.
     pub(crate) targets: Vec<TargetStatus>,
     /// What each worker serves, over the listeners of the snapshot.
@@ -448,6 +452,7 @@ impl Status {
         ])];
         rows.extend(self.targets.iter().map(TargetStatus::row));
         align(&rows, &mut text);
+        RuleStatus::to_table(&self.rules, &mut text);
         if self.per_worker.len() > 1 {
             text.push('\n');
             let mut rows = vec![header(["WORKER", "ACTIVE", "ACCEPTED", "BYTES"])];

@@ -30,6 +30,7 @@ mod relay;
 mod reload;
 mod reset;
 mod retire;
+mod rules;
 mod sockets;
 mod socks;
 mod users;

@@ -69,6 +69,7 @@ pub(crate) enum Why {
     Error(ConnectError),
     NoTarget,
     Rejected,
+    RuleRejected,
 }
 
 impl Script {
@@ -153,6 +154,7 @@ impl Why {
         match self {
             Why::NoTarget => CloseReason::NoTarget,
             Why::Rejected => CloseReason::Rejected,
+            Why::RuleRejected => CloseReason::RuleRejected,
             Why::Error(ConnectError::TimedOut) => CloseReason::ConnectTimeout,
             Why::Error(ConnectError::NotAllowed) => CloseReason::DestinationNotAllowed,
             Why::Error(ConnectError::NotResolved) => CloseReason::ResolveFailed,
@@ -175,7 +177,7 @@ impl Why {
     /// RFC 1928, section 6.
     fn socks5_code(self) -> u8 {
         match self {
-            Why::Rejected | Why::Error(ConnectError::NotAllowed) => 2,
+            Why::Rejected | Why::RuleRejected | Why::Error(ConnectError::NotAllowed) => 2,
             Why::Error(ConnectError::NetworkUnreachable) => 3,
             Why::Error(
                 ConnectError::HostUnreachable | ConnectError::TimedOut | ConnectError::NotResolved,
@@ -197,7 +199,7 @@ impl Why {
 
     fn http_status(self) -> u16 {
         match self {
-            Why::Rejected | Why::Error(ConnectError::NotAllowed) => 403,
+            Why::Rejected | Why::RuleRejected | Why::Error(ConnectError::NotAllowed) => 403,
             Why::NoTarget | Why::Error(ConnectError::OutOfResources) => 503,
             Why::Error(ConnectError::TimedOut) => 504,
             Why::Error(

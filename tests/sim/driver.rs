@@ -23,6 +23,7 @@ use crate::client::Script;
 use crate::faults::Fault;
 use crate::invariants::{Ends, Phase, Verdicts, Witness, hold, index};
 use crate::peer::{Conn, Out, PeerStep};
+use crate::rules::Origin;
 use crate::schedule::Tools;
 use crate::world::{self, World};
 
@@ -126,16 +127,16 @@ impl Driver {
         let limit = if rng.u8(..10) == 0 { rng.usize(..200) } else { usize::MAX };
         let client =
             Conn::new(out, world::manner(rng, len), script.gates.clone(), world.grain).limited(limit, window);
-        let (address, is_listed) = match rng.u8(..3) {
-            0 => (ClientAddr::Unix, true),
-            1 => (ClientAddr::Ip("[::ffff:10.0.0.9]:4000".parse().unwrap()), true),
-            _ => (ClientAddr::Ip("192.0.2.200:4000".parse().unwrap()), false),
+        let (address, origin) = match rng.u8(..3) {
+            0 => (ClientAddr::Unix, Origin::Unix),
+            1 => (ClientAddr::Ip("[::ffff:10.0.0.9]:4000".parse().unwrap()), Origin::Inside),
+            _ => (ClientAddr::Ip("192.0.2.200:4000".parse().unwrap()), Origin::Outside),
         };
         let manner = [Manner::Completions, Manner::Readiness][rng.usize(..2)];
         tools.note(|| format!("{manner:?}: accepted {address}: {:?}, {:?}", client, script.verdict));
         let session = Session::new(Rc::clone(view), ListenerIndex(0), address, tools.now);
-        let is_allowed = is_listed || !world.has_allow_list;
-        let witness = Witness::new(world, view, script, is_allowed, tools.now);
+        let is_allowed = origin != Origin::Outside || !world.has_allow_list;
+        let witness = Witness::new(world, view, script, (is_allowed, origin), tools.now);
         let mut driver = Driver {
             world: Rc::clone(world),
             manner,
@@ -157,6 +158,11 @@ impl Driver {
         };
         driver.drive(tools)?;
         Ok(driver)
+    }
+
+    /// Where its session is dispatched, unless a rule ends it.
+    pub(crate) fn root(&self) -> Option<TargetIndex> {
+        self.witness.root().ok()
     }
 
     /// The world that its session was dispatched in.

@@ -12,6 +12,7 @@ use ringweir_flow::pump::{Closing, Ending, Side};
 use ringweir_flow::record::Record;
 use ringweir_flow::resolve::{ResolveError, Resolved};
 use ringweir_flow::retire::Retirement;
+use ringweir_flow::rules::Action;
 use ringweir_flow::session::MAX_EARLY_BYTES;
 use ringweir_flow::snapshot::{TargetIndex, TargetKind, Upstream};
 use ringweir_flow::time::Instant;
@@ -19,6 +20,7 @@ use ringweir_flow::view::View;
 
 use crate::client::{Answer, Script, Verdict, Why, Wish};
 use crate::peer::Conn;
+use crate::rules::{self, Origin};
 use crate::schedule::Tools;
 use crate::world::{self, World};
 
@@ -64,6 +66,8 @@ pub(crate) struct Witness {
     pub(crate) phase: Phase,
     pub(crate) accepted_at: Instant,
     is_allowed: bool,
+    /// What the rules say of it, if they say anything.
+    ruling: Option<Action>,
     /// Bytes that the session, or the pump, was given from the client.
     pub(crate) fed: usize,
     /// Everything that was commanded to be said to the client.
@@ -99,10 +103,12 @@ impl Witness {
         world: &Rc<World>,
         view: &Rc<View>,
         script: Script,
-        is_allowed: bool,
+        (is_allowed, origin): (bool, Origin),
         now: Instant,
     ) -> Witness {
+        let ruling = rules::read(&world.rules, origin, script.destination.map(Wish::port));
         Witness {
+            ruling,
             world: Rc::clone(world),
             view: Rc::clone(view),
             script,
@@ -138,7 +144,7 @@ impl Witness {
         }
         hold!(self.phase == Phase::Setup, "an attempt was begun in {:?}", self.phase);
         hold!(self.script.is_complete(self.fed), "an attempt was begun before the request was complete");
-        let budget = self.world.budget(self.world.root);
+        let budget = self.world.budget(self.root()?);
         hold!(
             u32::from(record.attempts) <= budget,
             "attempt {} is beyond the budget of {budget}",
@@ -148,7 +154,7 @@ impl Witness {
         self.epoch_since = now;
         self.target = record.target.and_then(|name| name.parse().ok()).map(TargetIndex);
         let target = self.target.ok_or("an attempt without a target")?;
-        let ways = self.world.ways(self.view.snapshot(), self.world.root, target);
+        let ways = self.world.ways(self.view.snapshot(), self.root()?, target);
         hold!(ways > 0, "{target:?} was tried, to which no way leads over targets that are up");
         self.errors.clear();
         self.connects = 0;
@@ -293,7 +299,7 @@ impl Witness {
             let most = times.connect + late;
             let spent = now.since(self.epoch_since);
             hold!(spent <= most, "an upstream is tried for {spent:?}; {most:?} are allowed");
-            let most = times.handshake + times.connect * self.world.budget(self.world.root) + late;
+            let most = times.handshake + times.connect * self.world.budget(self.root()?) + late;
             let spent = now.since(self.accepted_at);
             hold!(spent <= most, "no upstream after {spent:?}; {most:?} are allowed");
         }
@@ -363,12 +369,17 @@ impl Witness {
             | CloseReason::ResolveFailed
             | CloseReason::NoTarget
             | CloseReason::Rejected
+            | CloseReason::RuleRejected
             | CloseReason::OutOfResources => {
                 // Only `tcp` has no words for it; a reset says that it was no answer.
                 let why = self.check_why(record)?;
                 why.reason() == reason
                     && self.script.tells_failure(&self.said, why)
                     && closing.client == Ending::Reset
+            }
+            CloseReason::RuleDropped => {
+                let is_unanswered = self.said == self.script.talk && record.attempts == 0;
+                is_complete && self.ruling == Some(Action::Drop) && is_unanswered
             }
             CloseReason::Finished
             | CloseReason::UpstreamReset
@@ -430,6 +441,8 @@ impl Witness {
             | CloseReason::ResolveFailed
             | CloseReason::NoTarget
             | CloseReason::Rejected
+            | CloseReason::RuleRejected
+            | CloseReason::RuleDropped
             | CloseReason::HandshakeTimeout
             | CloseReason::OutOfResources
             | CloseReason::Retired
@@ -446,8 +459,12 @@ impl Witness {
 
     /// Why the request failed, as the record says, if that is what happened.
     fn check_why(&self, record: &Record<'_>) -> Result<Why, String> {
+        if self.ruling == Some(Action::Reject) {
+            hold!(record.attempts == 0, "an upstream was tried for a session that a rule rejects");
+            return Ok(Why::RuleRejected);
+        }
         let Some(upstream) = self.upstream() else {
-            let root = self.view.snapshot().target(self.world.root);
+            let root = self.view.snapshot().target(self.root()?);
             hold!(!root.health.is_available(), "nobody was tried though the target is up");
             return Ok(Why::NoTarget);
         };
@@ -497,6 +514,15 @@ impl Witness {
             (Some(Wish::Address(address)), _) => vec![address.ip()],
             (Some(Wish::Name(_)), Some(Ok(addresses))) => addresses.clone(),
             (Some(Wish::Name(_)) | None, _) => Vec::new(),
+        }
+    }
+
+    /// Where the session is dispatched.
+    pub(crate) fn root(&self) -> Result<TargetIndex, String> {
+        match self.ruling {
+            Some(Action::Target(target)) => Ok(target),
+            None => Ok(self.world.root),
+            Some(Action::Reject | Action::Drop) => Err("a session goes on that a rule ends".to_owned()),
         }
     }
 

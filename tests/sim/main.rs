@@ -12,6 +12,7 @@ mod driver;
 mod faults;
 mod invariants;
 mod peer;
+mod rules;
 mod schedule;
 mod world;
 

@@ -258,6 +258,6 @@ impl Schedule {
 
     fn ways(&self, driver: &Driver, target: TargetIndex) -> usize {
         let snapshot: &Snapshot = driver.view().snapshot();
-        self.world.ways(snapshot, self.world.root, target)
+        driver.root().map_or(0, |root| self.world.ways(snapshot, root, target))
     }
 }

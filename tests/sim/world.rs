@@ -11,6 +11,7 @@ use ringweir_flow::dial::UpstreamAddr;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::resolve::{ResolveError, Resolved};
 use ringweir_flow::retire::Retirement;
+use ringweir_flow::rules::RuleCounters;
 use ringweir_flow::snapshot::{
     Group, Health, Listener, Member, Policy, Protocol, Role, Snapshot, Target, TargetIndex, TargetKind,
     Timeouts, Upstream, WorkerIndex,
@@ -19,6 +20,7 @@ use ringweir_flow::users::Users;
 use ringweir_flow::way::Splicing;
 
 use crate::peer::{Conn, MAX_PAYLOAD_BYTES, Manner, Out, pattern};
+use crate::rules::{self, Said};
 
 /// Addresses that outsiders may dial, and some that they may not.
 const OPEN: [&str; 5] = ["192.0.2.7", "198.51.100.9", "2001:db8::5", "203.0.113.1", "2001:db8::6"];
@@ -40,6 +42,8 @@ pub(crate) struct World {
     /// Bounds each piece that moves, so that a schedule of single bytes has few of them.
     pub(crate) grain: usize,
     splicing: Splicing,
+    pub(crate) rules: Vec<Said>,
+    pub(crate) rule_counters: Arc<RuleCounters>,
 }
 
 impl World {
@@ -67,6 +71,8 @@ impl World {
                 half_close: span(rng, 500, 20_000),
             },
             target_counters: kinds.iter().map(|_| Arc::new(TargetCounters::new(1))).collect(),
+            rules: rules::draw(kinds.len(), rng),
+            rule_counters: Arc::new(RuleCounters::new(1)),
             kinds,
             listener_counters: Arc::new(ListenerCounters::new(1)),
             grain: [1, 40, 700, 20_000][rng.usize(..4)],
@@ -114,6 +120,7 @@ impl World {
             binds: vec![],
             listeners: vec![self.listener()],
             targets: targets.collect(),
+            rules: rules::build(&self.rules, &self.rule_counters),
             log_sessions: true,
             splicing: self.splicing,
         })

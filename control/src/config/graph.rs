@@ -13,6 +13,7 @@ use super::diagnostic::did_you_mean;
 use super::health;
 use super::listeners::RawListener;
 use super::reader::Node;
+use super::rules::RawRule;
 use super::targets::{Declared, DeclaredGroup, DeclaredKind};
 use crate::model::{Check, Endpoint, HealthSettings, Target, TargetKind, Upstream, Via};
 
@@ -84,14 +85,18 @@ impl Graph {
 }
 
 /// Joins what is declared. Built-in targets are there when a member or a listener names them.
-pub(crate) fn build(declared: Vec<Declared<'_>>, listeners: &[RawListener<'_>]) -> Graph {
+pub(crate) fn build(
+    declared: Vec<Declared<'_>>,
+    listeners: &[RawListener<'_>],
+    rules: &[RawRule<'_>],
+) -> Graph {
     let mut names: HashMap<Arc<str>, TargetIndex> = HashMap::new();
     for (index, target) in (0u32..).zip(&declared) {
         names.entry(target.name.into()).or_insert(TargetIndex(index));
     }
     let mut built_in = Vec::new();
     for (name, endpoint) in BUILT_IN {
-        if !names.contains_key(name) && is_named(name, &declared, listeners) {
+        if !names.contains_key(name) && is_named(name, &declared, listeners, rules) {
             names.insert(name.into(), TargetIndex((declared.len() + built_in.len()) as u32));
             let upstream = Upstream {
                 endpoint,
@@ -129,13 +134,19 @@ pub(crate) fn build(declared: Vec<Declared<'_>>, listeners: &[RawListener<'_>]) 
     Graph { targets, names }
 }
 
-fn is_named(name: &str, declared: &[Declared<'_>], listeners: &[RawListener<'_>]) -> bool {
+fn is_named(
+    name: &str,
+    declared: &[Declared<'_>],
+    listeners: &[RawListener<'_>],
+    rules: &[RawRule<'_>],
+) -> bool {
     let members = declared.iter().flat_map(|target| match &target.kind {
         DeclaredKind::Group(group) => group.members.iter().map(|member| &member.name).collect(),
         DeclaredKind::Upstream(_) => Vec::new(),
     });
     let targets = listeners.iter().filter_map(|listener| listener.target.as_ref());
-    members.chain(targets).any(|node| node.is_string() && node.string() == Some(name))
+    let ruled = rules.iter().filter_map(|rule| rule.target.as_ref());
+    members.chain(targets).chain(ruled).any(|node| node.is_string() && node.string() == Some(name))
 }
 
 /// A member: which target, and where it is written.

@@ -13,6 +13,7 @@ use ringweir_socket::Listening;
 use super::address::parse_bind;
 use super::graph::Graph;
 use super::reader::{Node, Table};
+use super::rules::RulesNeed;
 use super::targets::is_name;
 use super::{schema, secrets, sections, sockets};
 use crate::model::{BindAddress, Listener};
@@ -21,9 +22,9 @@ use crate::model::{BindAddress, Listener};
 #[derive(Debug)]
 pub(crate) struct RawListener<'a> {
     table: Table<'a>,
-    name: &'a str,
+    pub(crate) name: &'a str,
     binds: Vec<(BindAddress, Node<'a>)>,
-    protocol: Protocol,
+    pub(crate) protocol: Protocol,
     pub(crate) target: Option<Node<'a>>,
     users: Option<Arc<Users>>,
     allow: Option<Arc<[IpNet]>>,
@@ -116,7 +117,7 @@ fn binds<'a>(node: &Node<'a>) -> Vec<(BindAddress, Node<'a>)> {
     nodes.into_iter().filter_map(|node| Some((node.parsed(parse_bind)?, node))).collect()
 }
 
-fn networks(node: &Node<'_>) -> Arc<[IpNet]> {
+pub(crate) fn networks(node: &Node<'_>) -> Arc<[IpNet]> {
     let network = |text: &str| {
         let address = text.parse::<std::net::IpAddr>().map(IpNet::from);
         address.or_else(|_| text.parse()).map_err(|_| "is no network: write it as 10.0.0.0/8 or fd00::/8")
@@ -184,17 +185,17 @@ fn report_twins(listeners: &[RawListener<'_>]) {
 }
 
 /// Joins listeners with their targets and judges what they let strangers do.
-pub(crate) fn judge(raw: Vec<RawListener<'_>>, graph: &Graph) -> Vec<Listener> {
-    raw.into_iter().map(|raw| judge_one(raw, graph)).collect()
+pub(crate) fn judge(raw: Vec<RawListener<'_>>, graph: &Graph, rules: &[RulesNeed]) -> Vec<Listener> {
+    raw.into_iter().zip(rules).map(|(raw, need)| judge_one(raw, graph, *need)).collect()
 }
 
-fn judge_one(raw: RawListener<'_>, graph: &Graph) -> Listener {
+fn judge_one(raw: RawListener<'_>, graph: &Graph, need: RulesNeed) -> Listener {
     let target = raw.target.as_ref().and_then(|node| graph.find(node));
     match raw.protocol {
         Protocol::Tcp => report_no_destination(&raw, target, graph),
         Protocol::Socks | Protocol::Socks5 | Protocol::Http | Protocol::Mixed => report_open_relay(&raw),
     }
-    let peek = judge_peek(&raw, target, graph);
+    let peek = judge_peek(&raw, target, graph, need);
     let reach = if raw.binds.iter().all(|(bind, _)| bind.is_local()) {
         Reach::Anywhere
     } else {
@@ -216,7 +217,12 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph) -> Listener {
 }
 
 /// Whether, and how long, what clients say first is waited for.
-fn judge_peek(raw: &RawListener<'_>, target: Option<TargetIndex>, graph: &Graph) -> Option<Duration> {
+fn judge_peek(
+    raw: &RawListener<'_>,
+    target: Option<TargetIndex>,
+    graph: &Graph,
+    need: RulesNeed,
+) -> Option<Duration> {
     let path = target.and_then(|target| graph.path_to_peek(target));
     let way = path.as_ref().map_or_else(String::new, |path| path.join(" -> "));
     if let (Some(node), Some(_)) = (&raw.target, &path) {
@@ -233,7 +239,7 @@ fn judge_peek(raw: &RawListener<'_>, target: Option<TargetIndex>, graph: &Graph)
         }
     }
     match raw.peek {
-        Peek::AsNeeded => path.map(|_| DEFAULT_PEEK),
+        Peek::AsNeeded => (path.is_some() || need == RulesNeed::Peek).then_some(DEFAULT_PEEK),
         Peek::Never => None,
         Peek::Within(timeout) => Some(timeout),
     }

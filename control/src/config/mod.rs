@@ -7,6 +7,7 @@ mod graph;
 mod health;
 mod listeners;
 mod reader;
+mod rules;
 mod schema;
 mod secrets;
 mod sections;
@@ -72,8 +73,10 @@ fn config(root: &Table<'_>, folder: &Path) -> Config {
     let checks = checks::checks(root, folder);
     let declared = targets::declared(root, &checks, folder);
     let raw = listeners::read(root, timeouts, folder);
-    let graph = graph::build(declared, &raw);
-    let listeners = listeners::judge(raw, &graph);
+    let ruled = rules::read(root);
+    let graph = graph::build(declared, &raw, &ruled);
+    let (rules, needs) = rules::judge(ruled, &raw, &graph);
+    let listeners = listeners::judge(raw, &graph, &needs);
     if listeners.is_empty() && root.get("listener").is_none() {
         let hint = "declare a [[listener]] with name, bind and target".to_owned();
         root.report("nothing would be served: there is no listener", Some(hint));
@@ -88,6 +91,7 @@ fn config(root: &Table<'_>, folder: &Path) -> Config {
         histograms: sections::histograms(root, folder),
         resolver: sections::resolver(root),
         listeners,
+        rules,
         targets: graph.targets,
     }
 }

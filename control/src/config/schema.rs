@@ -11,6 +11,7 @@ pub(crate) const ROOT: &[&str] = &[
     "state",
     "resolver",
     "listener",
+    "rule",
     "upstream",
     "group",
     "check",
@@ -44,6 +45,23 @@ pub(crate) const LISTENER: &[&str] = &[
 ];
 pub(crate) const PEEK: &[&str] = &["timeout"];
 pub(crate) const HASH_KEY: &[&str] = &["cookie", "query"];
+pub(crate) const RULE: &[&str] = &[
+    "name",
+    "listener",
+    "user",
+    "source",
+    "destination",
+    "port",
+    "domain",
+    "domain_suffix",
+    "domain_keyword",
+    "domain_regex",
+    "sni",
+    "host",
+    "path",
+    "target",
+    "action",
+];
 pub(crate) const PROXY_PROTOCOL: &[&str] = &["trusted"];
 pub(crate) const LISTENER_TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close"];
 pub(crate) const UPSTREAM: &[&str] = &[
@@ -123,6 +141,7 @@ pub fn known_keys() -> Vec<String> {
         ("listener.keepalive", KEEPALIVE),
         ("listener.proxy_protocol", PROXY_PROTOCOL),
         ("listener.peek", PEEK),
+        ("rule", RULE),
         ("upstream.*", UPSTREAM),
         ("upstream.*.keepalive", KEEPALIVE),
         ("upstream.*.passive", UPSTREAM_PASSIVE),

@@ -14,6 +14,7 @@ use crate::check::{self, Finding, Prober};
 use crate::health::Notice;
 use crate::health::serving::{members_out, serving};
 use crate::model::TargetKind;
+use crate::rules;
 use crate::state;
 use crate::status::{self, CheckStatus, OutStatus, Status};
 
@@ -262,6 +263,7 @@ impl Daemon {
             .to_owned(),
             generation: self.snapshot.generation,
             listeners: status::listeners(&self.snapshot),
+            rules: rules::statuses(&self.snapshot),
             targets,
         };
         Observation { status, reloads: self.reloads, snapshot: Arc::clone(&self.snapshot) }

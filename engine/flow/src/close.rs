@@ -33,6 +33,10 @@ pub enum CloseReason {
     NoTarget,
     /// The target is a `reject`.
     Rejected,
+    /// A rule says that such sessions are rejected.
+    RuleRejected,
+    /// A rule says that such sessions are closed without a word.
+    RuleDropped,
     /// The member that served it went down, was drained or was removed, and its group says `on_down = "close"`.
     Retired,
     /// No request was complete within the handshake timeout.
@@ -62,13 +66,13 @@ pub enum Culprit {
     Limit,
     /// A timeout of ours.
     Timeout,
-    /// The operator's: drain or stop.
+    /// The operator's: a rule, a drain or a stop.
     Us,
 }
 
 impl CloseReason {
     /// Every reason, in the order of [`CloseReason::index`].
-    pub const ALL: [CloseReason; 21] = [
+    pub const ALL: [CloseReason; 23] = [
         CloseReason::Finished,
         CloseReason::ClientLeft,
         CloseReason::ClientReset,
@@ -83,6 +87,8 @@ impl CloseReason {
         CloseReason::ResolveFailed,
         CloseReason::NoTarget,
         CloseReason::Rejected,
+        CloseReason::RuleRejected,
+        CloseReason::RuleDropped,
         CloseReason::Retired,
         CloseReason::HandshakeTimeout,
         CloseReason::IdleTimeout,
@@ -114,6 +120,8 @@ impl CloseReason {
             CloseReason::ResolveFailed => "resolve-failed",
             CloseReason::NoTarget => "no-target",
             CloseReason::Rejected => "rejected",
+            CloseReason::RuleRejected => "rule-rejected",
+            CloseReason::RuleDropped => "rule-dropped",
             CloseReason::Retired => "retired",
             CloseReason::HandshakeTimeout => "handshake-timeout",
             CloseReason::IdleTimeout => "idle-timeout",
@@ -146,7 +154,10 @@ impl CloseReason {
                 Culprit::Timeout
             }
             CloseReason::OutOfResources => Culprit::Limit,
-            CloseReason::Drained | CloseReason::Stopped => Culprit::Us,
+            CloseReason::RuleRejected
+            | CloseReason::RuleDropped
+            | CloseReason::Drained
+            | CloseReason::Stopped => Culprit::Us,
         }
     }
 }

@@ -352,6 +352,7 @@ mod tests {
             binds: vec![],
             listeners: vec![],
             targets,
+            rules: None,
             log_sessions: false,
             splicing: Splicing::default(),
         };

@@ -24,6 +24,7 @@ pub mod reach;
 pub mod record;
 pub mod resolve;
 pub mod retire;
+pub mod rules;
 pub mod session;
 pub mod snapshot;
 pub mod time;

@@ -54,6 +54,10 @@ pub struct Record<'session> {
     pub destination: Option<&'session Destination>,
     /// The server that a client of a plain listener named, by SNI or Host, where that was looked at.
     pub name: Option<&'session HostName>,
+    /// As whom the client authenticated, where the listener asks for users.
+    pub user: Option<&'session str>,
+    /// The rule that decided, if one did.
+    pub rule: Option<&'session str>,
     /// How many upstreams were tried.
     pub attempts: u16,
     /// Why the last one that failed did.
@@ -119,6 +123,8 @@ impl Record<'_> {
             target_name = self.target,
             destination = self.destination.map(tracing::field::display),
             asked_name = self.name.map(tracing::field::display),
+            user = self.user,
+            rule = self.rule,
             attempts = self.attempts,
             error = self.last_error.map(tracing::field::display),
             lost = (!self.lost.is_empty()).then(|| tracing::field::display(Lost(&self.lost))),

@@ -15,6 +15,7 @@ use crate::outgoing::{Keepalive, Outgoing};
 use crate::pick::{HashKey, Maglev};
 use crate::reach::Reach;
 use crate::retire::OnDown;
+use crate::rules::Rules;
 use crate::users::Users;
 use crate::way::Splicing;
 use crate::wire::Destination;
@@ -35,6 +36,8 @@ pub struct Snapshot {
     pub listeners: Vec<Listener>,
     /// Upstreams and groups; [`TargetIndex`] points here.
     pub targets: Vec<Target>,
+    /// What is decided before a session goes to the target of its listener, if anything is.
+    pub rules: Option<Arc<Rules>>,
     /// Whether each finished session gets a line in the log.
     pub log_sessions: bool,
     /// Whether streams may go through pipes.

@@ -165,6 +165,7 @@ impl World {
             binds: self.binds.iter().map(bind).collect(),
             listeners: vec![listener],
             targets: vec![target],
+            rules: None,
             log_sessions: true,
             splicing: self.splicing,
         }

@@ -108,6 +108,7 @@ impl World {
             binds: vec![],
             listeners: vec![listener],
             targets: targets.collect(),
+            rules: None,
             log_sessions: true,
             splicing: Splicing::Off,
         })

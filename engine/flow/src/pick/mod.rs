@@ -135,6 +135,7 @@ pub(crate) mod tests {
             binds: vec![],
             listeners: vec![],
             targets,
+            rules: None,
             log_sessions: false,
             splicing: Splicing::default(),
         };

@@ -56,12 +56,12 @@ impl Session {
     fn begin(&mut self, request: Request, now: Instant) {
         if self.view.snapshot().log_sessions {
             self.destination = Some(Box::new(request.destination.clone()));
+            self.user = request.user.clone();
         }
         if let Some(setup) = &mut self.setup {
             setup.request = Some(request);
-            setup.stage = Stage::Reaching;
         }
-        self.advance(now);
+        self.set_out(now);
     }
 
     /// Begins whatever is to be tried now; tells the client when there is nothing left.

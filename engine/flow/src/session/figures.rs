@@ -128,6 +128,7 @@ mod tests {
             binds: vec![],
             listeners: vec![listener],
             targets: vec![target(TargetKind::Group(group)), upstream(), upstream()],
+            rules: None,
             log_sessions: false,
             splicing: Splicing::Off,
         })

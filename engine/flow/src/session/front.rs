@@ -90,7 +90,7 @@ impl Session {
                     setup.stage = Stage::Peeking { peek: Peek::default(), deadline: now + timeout };
                     self.look(now);
                 }
-                None => self.stop_looking(now),
+                None => self.set_out(now),
             },
         }
     }

@@ -19,14 +19,6 @@ impl Session {
             self.name = peeked.as_ref().and_then(|peeked| peeked.host().cloned());
         }
         setup.peeked = peeked.map(Box::new);
-        self.stop_looking(now);
-    }
-
-    /// Goes on with what has been seen.
-    pub(super) fn stop_looking(&mut self, now: Instant) {
-        if let Some(setup) = &mut self.setup {
-            setup.stage = Stage::Reaching;
-        }
-        self.advance(now);
+        self.set_out(now);
     }
 }

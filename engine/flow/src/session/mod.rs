@@ -12,6 +12,7 @@
 
 mod approach;
 mod attempt;
+mod decide;
 mod end;
 mod figures;
 mod front;
@@ -36,6 +37,7 @@ use crate::pump::{Closing, Direction, Ending, Pumps, Side, Step};
 use crate::record::{ClientAddr, LostAttempt, Record};
 use crate::resolve::Resolved;
 use crate::retire::Retirement;
+use crate::rules::RuleIndex;
 use crate::snapshot::{Listener, ListenerIndex, TargetIndex};
 use crate::time::Instant;
 use crate::view::View;
@@ -112,6 +114,10 @@ pub struct Session {
     destination: Option<Box<Destination>>,
     /// The server that a client of a plain listener named, kept for the log alone.
     name: Option<HostName>,
+    /// As whom the client authenticated, kept for the log alone.
+    user: Option<Arc<str>>,
+    /// The rule that decided.
+    rule: Option<RuleIndex>,
     /// The targets that the session has gone through, once an attempt has won.
     path: Path,
     /// The upstream that was tried last.
@@ -185,6 +191,8 @@ impl Session {
             lost: Losses::default(),
             destination: None,
             name: None,
+            user: None,
+            rule: None,
             path: Path::new(),
             upstream: None,
             ended: false,
@@ -354,7 +362,7 @@ impl Session {
             Stage::Announcing { deadline } | Stage::Handshake { deadline, .. } if now >= *deadline => {
                 self.close(Closing::plain(CloseReason::HandshakeTimeout));
             }
-            Stage::Peeking { deadline, .. } if now >= *deadline => self.stop_looking(now),
+            Stage::Peeking { deadline, .. } if now >= *deadline => self.set_out(now),
             Stage::Reaching => self.expire_attempts(now),
             Stage::Refusing { reason, deadline, .. } if now >= *deadline => {
                 let reason = *reason;
@@ -527,6 +535,8 @@ impl Session {
             target: self.upstream.map(|target| &*snapshot.target(target).name),
             destination: self.destination.as_deref(),
             name: self.name.as_ref(),
+            user: self.user.as_deref(),
+            rule: self.rule.zip(snapshot.rules.as_deref()).map(|(index, rules)| &*rules.rule(index).name),
             attempts: self.attempts,
             last_error: self.last_error,
             lost: self

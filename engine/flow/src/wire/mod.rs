@@ -69,6 +69,8 @@ impl Progress {
 pub struct Request {
     /// Where it wants to go.
     pub destination: Destination,
+    /// As whom it authenticated, where the listener asks for users.
+    pub user: Option<Arc<str>>,
     /// What the upstream gets before the client's payload: the rewritten head of a plain HTTP request, else
     /// nothing.
     pub preface: Vec<u8>,
@@ -82,6 +84,7 @@ impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
             .field("destination", &self.destination)
+            .field("user", &self.user)
             .field("preface_bytes", &self.preface.len())
             .field("body", &self.body)
             .field("answer", &self.answer)

@@ -64,8 +64,13 @@ fn read_request(input: &[u8], users: Option<&Users>) -> Option<Progress> {
     };
     Some(match destination {
         Some(destination) if port != 0 => {
-            let request =
-                Request { destination, preface: Vec::new(), body: Body::Unlimited, answer: Answer::Socks4 };
+            let request = Request {
+                destination,
+                user: None,
+                preface: Vec::new(),
+                body: Body::Unlimited,
+                answer: Answer::Socks4,
+            };
             Progress::request(reader.consumed(input), request)
         }
         Some(_) | None => refuse(Code::Failed, CloseReason::ClientProtocol),

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use super::reader::Reader;
 use super::{Answer, Body, Destination, Failure, Progress, Request};
@@ -50,8 +51,8 @@ pub enum Handshake {
     Greeting,
     /// The user name and password are awaited.
     Password,
-    /// The request is awaited.
-    Request,
+    /// The request is awaited, of this user where users are asked for.
+    Request(Option<Arc<str>>),
 }
 
 impl Handshake {
@@ -60,7 +61,7 @@ impl Handshake {
         let progress = match self {
             Handshake::Greeting => self.read_greeting(input, users),
             Handshake::Password => self.read_password(input, users),
-            Handshake::Request => read_request(input),
+            Handshake::Request(user) => read_request(input, user),
         };
         progress.unwrap_or_else(Progress::incomplete)
     }
@@ -73,7 +74,7 @@ impl Handshake {
         }
         let methods = reader.counted()?;
         let (method, next, reply): (_, _, &'static [u8]) = match users {
-            None => (METHOD_NONE, Handshake::Request, &[VERSION, METHOD_NONE]),
+            None => (METHOD_NONE, Handshake::Request(None), &[VERSION, METHOD_NONE]),
             Some(_) => (METHOD_PASSWORD, Handshake::Password, &[VERSION, METHOD_PASSWORD]),
         };
         if !methods.contains(&method) {
@@ -93,12 +94,13 @@ impl Handshake {
         if !users.is_some_and(|users| users.verify(name, password)) {
             return Some(Progress::refuse(PASSWORD_WRONG, CloseReason::ClientAuthentication));
         }
-        *self = Handshake::Request;
+        // Configured names are text.
+        *self = Handshake::Request(std::str::from_utf8(name).ok().map(Arc::from));
         Some(Progress::reply(reader.consumed(input), &[PASSWORD_VERSION, 0]))
     }
 }
 
-fn read_request(input: &[u8]) -> Option<Progress> {
+fn read_request(input: &[u8], user: &mut Option<Arc<str>>) -> Option<Progress> {
     let mut reader = Reader::new(input);
     if reader.byte()? != VERSION {
         return Some(Progress::refuse(&[][..], CloseReason::ClientProtocol));
@@ -125,8 +127,13 @@ fn read_request(input: &[u8]) -> Option<Progress> {
     };
     Some(match destination {
         Ok(destination) if destination.port() != 0 => {
-            let request =
-                Request { destination, preface: Vec::new(), body: Body::Unlimited, answer: Answer::Socks5 };
+            let request = Request {
+                destination,
+                user: user.take(),
+                preface: Vec::new(),
+                body: Body::Unlimited,
+                answer: Answer::Socks5,
+            };
             Progress::request(reader.consumed(input), request)
         }
         Ok(_) | Err(_) => refuse(Code::General, CloseReason::ClientProtocol),
@@ -192,7 +199,7 @@ mod tests {
     }
 
     fn request(input: &[u8]) -> Step {
-        Handshake::Request.advance(input, None).step
+        Handshake::Request(None).advance(input, None).step
     }
 
     fn password(name: &[u8], password: &[u8]) -> Vec<u8> {
@@ -204,7 +211,7 @@ mod tests {
         let mut handshake = Handshake::default();
         let progress = handshake.advance(&[5, 2, 2, 0, 5, 1], None);
         assert_eq!(progress, Progress::reply(4, &[5, 0]));
-        assert!(matches!(handshake, Handshake::Request));
+        assert!(matches!(handshake, Handshake::Request(None)));
     }
 
     #[test]
@@ -231,7 +238,7 @@ mod tests {
         assert_eq!(handshake.advance(&[5, 2, 0, 2], Some(&users)), Progress::reply(4, &[5, 2]));
         let right = password(b"ann", b"secret");
         assert_eq!(handshake.advance(&right, Some(&users)), Progress::reply(right.len(), &[1, 0]));
-        assert!(matches!(handshake, Handshake::Request));
+        assert!(matches!(handshake, Handshake::Request(Some(user)) if &*user == "ann"));
 
         let wrong = refused(&[1, 1], CloseReason::ClientAuthentication);
         for (name, word) in [(&b"ann"[..], &b"Secret"[..]), (b"bob", b"secret"), (b"", b"secret"), (b"", b"")]
@@ -272,7 +279,7 @@ mod tests {
         ];
         for (message, destination) in cases {
             let input = [message, b"payload"].concat();
-            let progress = Handshake::Request.advance(&input, None);
+            let progress = Handshake::Request(None).advance(&input, None);
             assert_eq!(progress.consumed, message.len());
             let Step::Request(request) = progress.step else { panic!("{destination}: no request") };
             assert_eq!(request.destination.to_string(), destination);

@@ -11,6 +11,8 @@ mod fields;
 mod reply;
 mod target;
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use httparse::Header;
@@ -107,15 +109,15 @@ fn read_request(head: &[u8], users: Option<&Users>) -> Result<Request, Refusal> 
     };
     let version = if version == 0 { Version::Http10 } else { Version::Http11 };
     let framing = Framing::read(version, parsed.headers)?;
-    if let Some(users) = users
-        && !may_pass(parsed.headers, users)
-    {
-        return Err(Refusal::AuthenticationRequired);
-    }
+    let user = match users {
+        Some(users) => Some(authenticated(parsed.headers, users).ok_or(Refusal::AuthenticationRequired)?),
+        None => None,
+    };
     match Target::parse(method, uri)? {
         Target::Tunnel { authority, port } => match framing {
             Framing::None | Framing::Length(0) => Ok(Request {
                 destination: authority.destination(port)?,
+                user,
                 preface: Vec::new(),
                 body: Body::Unlimited,
                 answer: Answer::HttpConnect,
@@ -128,7 +130,7 @@ fn read_request(head: &[u8], users: Option<&Users>) -> Result<Request, Refusal> 
             let destination = target.authority.destination(target::HTTP_PORT)?;
             let line = fields::RequestLine { method, target, version };
             let (preface, body) = fields::rewrite(&line, parsed.headers, framing)?;
-            Ok(Request { destination, preface, body, answer: Answer::HttpPlain })
+            Ok(Request { destination, user, preface, body, answer: Answer::HttpPlain })
         }
     }
 }
@@ -140,22 +142,22 @@ enum Version {
     Http11,
 }
 
-/// Whether the one `Proxy-Authorization` there is names one of `users` with the right password (RFC 7617).
-fn may_pass(headers: &[Header<'_>], users: &Users) -> bool {
+/// Whom of `users` the one `Proxy-Authorization` there is names, with the right password (RFC 7617).
+fn authenticated(headers: &[Header<'_>], users: &Users) -> Option<Arc<str>> {
     let mut found = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("proxy-authorization"));
-    let (Some(header), None) = (found.next(), found.next()) else { return false };
-    let Some((scheme, encoded)) = header.value.split_at_checked(b"Basic ".len()) else { return false };
+    let (Some(header), None) = (found.next(), found.next()) else { return None };
+    let (scheme, encoded) = header.value.split_at_checked(b"Basic ".len())?;
     if !scheme.eq_ignore_ascii_case(b"Basic ") {
-        return false;
+        return None;
     }
     let mut decoded = Zeroizing::new(Vec::with_capacity(encoded.len()));
     if BASE64_STANDARD.decode_vec(encoded.trim_ascii_start(), &mut decoded).is_err() {
-        return false;
+        return None;
     }
-    match decoded.iter().position(|&byte| byte == b':') {
-        Some(colon) => users.verify(&decoded[..colon], &decoded[colon + 1..]),
-        None => false,
-    }
+    let colon = decoded.iter().position(|&byte| byte == b':')?;
+    let name = users.verify(&decoded[..colon], &decoded[colon + 1..]).then_some(&decoded[..colon])?;
+    // Configured names are text.
+    std::str::from_utf8(name).ok().map(Arc::from)
 }
 
 #[cfg(test)]
