@@ -26,9 +26,12 @@ pub(crate) const HTTP_CONNECT: &[&[u8]] = &[b"CONNECT 192.0.2.1:80 HTTP/1.1\r\nH
 pub(crate) fn view(protocol: Protocol) -> Rc<View> {
     let target = match protocol {
         Protocol::Tcp => world::endpoint("out", ([192, 0, 2, 1], 80).into()),
-        Protocol::Socks | Protocol::Socks5 | Protocol::Http | Protocol::Mixed => {
-            world::target("direct", TargetKind::Upstream(Upstream::Direct))
-        }
+        Protocol::Redirect
+        | Protocol::Tproxy
+        | Protocol::Socks
+        | Protocol::Socks5
+        | Protocol::Http
+        | Protocol::Mixed => world::target("direct", TargetKind::Upstream(Upstream::Direct)),
     };
     let snapshot = world::snapshot(world::listener(protocol, TargetIndex(0)), vec![target]);
     View::new(snapshot.into(), WorkerIndex(0), 1)
@@ -61,6 +64,7 @@ pub(crate) fn accept_to_pump(view: Rc<View>, said: &[&[u8]]) -> Session {
                 | Command::ReceiveAhead(_)
                 | Command::Abandon(_)
                 | Command::NameLocal
+                | Command::NameDestination(_)
                 | Command::Resolve(_)
                 | Command::Close(_) => {
                     unreachable!("{command:?}: nothing is refused here")

@@ -25,6 +25,7 @@ pub(crate) fn listener(protocol: Protocol, target: TargetIndex) -> Listener {
         name: "in".into(),
         protocol,
         target,
+        ports: [].into(),
         users: None,
         allow: None,
         trusted: None,

@@ -79,6 +79,7 @@ pub(crate) fn assemble(
         .map(|listener| Listener {
             name: Arc::clone(&listener.name),
             protocol: listener.protocol,
+            ports: ports(binds, &listener.name),
             target: listener.target,
             users: listener.users.clone(),
             allow: listener.allow.clone(),
@@ -122,6 +123,12 @@ pub(crate) fn assemble(
         log_sessions,
         splicing: config.engine.splicing,
     }
+}
+
+/// As bound.
+fn ports(binds: &[OpenBind], listener: &str) -> Box<[u16]> {
+    let own = binds.iter().filter(|bind| *bind.listener == *listener);
+    own.filter_map(|bind| Some(bind.bound.parse::<SocketAddr>().ok()?.port())).collect()
 }
 
 /// The binds stand in the order of the listeners and their addresses.

@@ -390,6 +390,8 @@ fn addresses_text(addresses: &[SocketAddr]) -> String {
 pub(crate) fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "tcp",
+        Protocol::Redirect => "redirect",
+        Protocol::Tproxy => "tproxy",
         Protocol::Socks => "socks",
         Protocol::Socks5 => "socks5",
         Protocol::Http => "http",

@@ -1,7 +1,7 @@
 //! Carries out a session's commands, and keeps a receive from the client under way while it reads a request.
 
 use ringweir_flow::pump::{Direction, Side, Step};
-use ringweir_flow::session::Command;
+use ringweir_flow::session::{Command, Diversion};
 use ringweir_flow::way::Way;
 use rustix::net::{Shutdown, shutdown};
 
@@ -60,6 +60,13 @@ fn carry_out(command: Command, live: &mut Live, id: SessionId, tools: &mut Tools
         Command::NameLocal => {
             let local = connect::local_address(live.client.fd());
             live.session.handle_local(local);
+        }
+        Command::NameDestination(diversion) => {
+            let destination = match diversion {
+                Diversion::Redirect => ringweir_socket::original_destination(&live.client.fd()),
+                Diversion::Tproxy => connect::local_address(live.client.fd()),
+            };
+            live.session.handle_destination(destination, tools.now);
         }
         Command::Resolve(name) => {
             let (inbox, waker) = (tools.inbox.clone(), tools.waker.clone());

@@ -3,7 +3,7 @@
 use std::task::{Context, Poll};
 
 use ringweir_flow::pump::{Closing, Direction, Side};
-use ringweir_flow::session::Command;
+use ringweir_flow::session::{Command, Diversion};
 
 use crate::buffers::Size;
 use crate::connect;
@@ -28,6 +28,14 @@ pub(crate) fn carry_out(command: Command, live: &mut Live) -> Option<Closing> {
         Command::NameLocal => {
             let local = live.client.stream.local_addr();
             live.session.handle_local(local);
+        }
+        Command::NameDestination(diversion) => {
+            let stream = &live.client.stream;
+            let destination = match diversion {
+                Diversion::Redirect => stream.original_destination(),
+                Diversion::Tproxy => stream.local_addr(),
+            };
+            live.session.handle_destination(destination, live.now);
         }
         Command::Resolve(name) => connect::resolve(live, name),
         Command::Pump(attempt) => {

@@ -138,6 +138,14 @@ impl Stream {
         };
     }
 
+    /// Where a client was going whose connection the system has redirected here.
+    pub(crate) fn original_destination(&self) -> Option<SocketAddr> {
+        match self {
+            Stream::Tcp(stream) => ringweir_socket::original_destination(stream),
+            Stream::Local(_) => None,
+        }
+    }
+
     /// The socket's own address.
     pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
         match self {

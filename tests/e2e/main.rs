@@ -11,6 +11,7 @@ mod attempts;
 mod checks;
 mod cli;
 mod curl;
+mod diverted;
 mod events;
 mod exhaustion;
 mod faults;

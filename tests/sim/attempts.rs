@@ -317,7 +317,9 @@ impl Schedule {
                 self.conns[index].is_gone = true;
                 self.seen.abandoned = 1;
             }
-            Command::NameLocal => return Err("nobody wants a name here".to_owned()),
+            Command::NameLocal | Command::NameDestination(_) => {
+                return Err("nobody wants a name here".to_owned());
+            }
             Command::Resolve(name) => return Err(format!("{name} is to be resolved")),
             Command::Send(Side::Client, bytes) => self.heard.extend_from_slice(&bytes),
             Command::Send(Side::Upstream, bytes) => self.outbox.extend_from_slice(&bytes),

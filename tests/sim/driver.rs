@@ -390,7 +390,9 @@ impl Driver {
                     self.complete_dial(self.dials.len() - 1, tools);
                 }
             }
-            Command::NameLocal => return Err("no upstream wants to know whose connection it is".to_owned()),
+            Command::NameLocal | Command::NameDestination(_) => {
+                return Err("nobody wants to know where a connection was going".to_owned());
+            }
             Command::SendAhead(attempt, _) | Command::EndAhead(attempt) | Command::ReceiveAhead(attempt) => {
                 return Err(format!("{attempt:?} is used ahead of the pump, and no group wants that"));
             }

@@ -133,6 +133,7 @@ impl World {
             name: "listener".into(),
             protocol: self.protocol,
             target: self.root,
+            ports: [].into(),
             users: self.has_users.then(|| Arc::new(users)),
             allow: self.has_allow_list.then(|| Arc::from(["10.0.0.0/8".parse().unwrap()])),
             trusted: None,

@@ -51,6 +51,8 @@ const DEFAULT_PEEK: Duration = Duration::from_secs(1);
 /// The words for what a listener speaks.
 pub(crate) const PROTOCOLS: &[(&str, Protocol)] = &[
     ("tcp", Protocol::Tcp),
+    ("redirect", Protocol::Redirect),
+    ("tproxy", Protocol::Tproxy),
     ("socks", Protocol::Socks),
     ("socks5", Protocol::Socks5),
     ("http", Protocol::Http),
@@ -77,11 +79,19 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
     let protocol = table.get("protocol").map(|node| node.choice(PROTOCOLS));
     let binds = table.required("bind").map(|node| binds(&node)).unwrap_or_default();
     let users = users(&table, folder);
-    if protocol.is_none_or(|protocol| protocol == Some(Protocol::Tcp)) {
-        for key in ["users", "users_file", "allow_local"] {
+    let is_diverted = matches!(protocol, Some(Some(Protocol::Redirect | Protocol::Tproxy)));
+    if let (true, Some(node)) = (is_diverted, table.get("protocol")) {
+        report_undivertible(&node, &binds);
+    }
+    if is_diverted || protocol.is_none_or(|protocol| protocol == Some(Protocol::Tcp)) {
+        let of_proxies: &[&str] = &["users", "users_file", "allow_local"];
+        for key in if is_diverted { &of_proxies[..2] } else { of_proxies } {
             if let Some(node) = table.get(key) {
                 let hint = "protocol = \"socks\", \"socks5\", \"http\" or \"mixed\"".to_owned();
-                node.report("has no meaning where the protocol is tcp", Some(hint));
+                node.report(
+                    "has no meaning here: these clients speak to nobody but their destination",
+                    Some(hint),
+                );
             }
         }
     }
@@ -97,7 +107,10 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
         target: table.required("target"),
         allow_local: table.get("allow_local").map(|node| networks(&node)).unwrap_or_default(),
         protocol: protocol.flatten().unwrap_or(Protocol::Tcp),
-        socket: sockets::listening(&table, &binds),
+        socket: Listening {
+            transparent: protocol.flatten() == Some(Protocol::Tproxy),
+            ..sockets::listening(&table, &binds)
+        },
         trusted: trusted(&table, &binds),
         peek: peek(&table, protocol.flatten().unwrap_or(Protocol::Tcp)),
         table,
@@ -107,6 +120,16 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
         allow,
         timeouts,
     })
+}
+
+/// What the system gives to us comes over TCP, and is of Linux.
+fn report_undivertible(node: &Node<'_>, binds: &[(BindAddress, Node<'_>)]) {
+    if !ringweir_socket::IS_LINUX {
+        node.report("is of Linux: this system has nothing like it", None);
+    }
+    for (bind, node) in binds.iter().filter(|(bind, _)| matches!(bind, BindAddress::Unix(_))) {
+        node.report(format!("{bind} gets no connections that were going elsewhere"), None);
+    }
 }
 
 fn binds<'a>(node: &Node<'a>) -> Vec<(BindAddress, Node<'a>)> {
@@ -194,6 +217,8 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph, need: RulesNeed) -> Listener {
     match raw.protocol {
         Protocol::Tcp => report_no_destination(&raw, target, graph),
         Protocol::Socks | Protocol::Socks5 | Protocol::Http | Protocol::Mixed => report_open_relay(&raw),
+        // They lead nowhere but where the client was going, as the rules of the system's own filter let it.
+        Protocol::Redirect | Protocol::Tproxy => {}
     }
     let peek = judge_peek(&raw, target, graph, need);
     let reach = if raw.binds.iter().all(|(bind, _)| bind.is_local()) {
@@ -232,7 +257,15 @@ fn judge_peek(
                 let hint = "leave out peek = false".to_owned();
                 node.report(format!("leads to {way}, which goes by what clients say first"), Some(hint));
             }
-            (Protocol::Socks | Protocol::Socks5 | Protocol::Http | Protocol::Mixed, _) => {
+            (
+                Protocol::Redirect
+                | Protocol::Tproxy
+                | Protocol::Socks
+                | Protocol::Socks5
+                | Protocol::Http
+                | Protocol::Mixed,
+                _,
+            ) => {
                 let hint = "only at protocol = \"tcp\" is that looked at".to_owned();
                 node.report(format!("leads to {way}, which goes by what clients say first"), Some(hint));
             }

@@ -72,6 +72,7 @@ pub(crate) const UPSTREAM: &[&str] = &[
     "weight",
     "check",
     "source",
+    "transparent",
     "interface",
     "mark",
     "keepalive",

@@ -28,11 +28,12 @@ const LONGEST_DEFERRAL: Duration = Duration::from_secs(300);
 const LONGEST_QUEUE: u32 = 65_535;
 
 /// The keys that only TCP has a meaning for.
-pub(super) const UPSTREAM_KEYS: &[&str] = &["source", "interface", "mark", "keepalive", "mptcp"];
+pub(super) const UPSTREAM_KEYS: &[&str] =
+    &["source", "transparent", "interface", "mark", "keepalive", "mptcp"];
 const LISTENER_KEYS: &[&str] = &["interface", "keepalive", "mptcp", "fast_open", "defer_accept"];
 
 /// The keys of options that only Linux has.
-const OF_LINUX: &[&str] = &["interface", "mark", "mptcp", "fast_open", "defer_accept"];
+const OF_LINUX: &[&str] = &["interface", "mark", "mptcp", "fast_open", "defer_accept", "transparent"];
 
 /// What is special about the connections to an upstream; `None` where nothing is.
 pub(crate) fn outgoing(table: &Table<'_>, endpoint: &Endpoint) -> Option<Outgoing> {
@@ -42,7 +43,14 @@ pub(crate) fn outgoing(table: &Table<'_>, endpoint: &Endpoint) -> Option<Outgoin
         Endpoint::Reject => Some("has no meaning here: nothing is dialled"),
     };
     report_misplaced(table, UPSTREAM_KEYS, why_not);
+    let transparent = table.get("transparent").and_then(|node| {
+        if table.get("source").is_some() {
+            node.report("is given beside source: connections come from one or the other", None);
+        }
+        node.boolean()
+    });
     let outgoing = Outgoing {
+        transparent: transparent.unwrap_or(false),
         sources: table.get("source").map(|node| sources(&node, endpoint)).unwrap_or_default(),
         interface: table.get("interface").and_then(|node| interface(&node)),
         mark: table.get("mark").and_then(|node| node.integer(1..=u32::MAX)),
@@ -65,6 +73,7 @@ pub(crate) fn listening(table: &Table<'_>, binds: &[(BindAddress, Node<'_>)]) ->
         fast_open: queue("fast_open"),
         defer_accept: table.get("defer_accept").and_then(|node| whole_seconds(&node, LONGEST_DEFERRAL)),
         backlog: queue("backlog"),
+        transparent: false,
     }
 }
 

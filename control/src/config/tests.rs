@@ -419,6 +419,7 @@ mod socket_options {
         let TargetKind::Upstream(upstream) = &config.targets[0].kind else { panic!("an upstream") };
         let idle = Duration::from_secs(60);
         let expected = Outgoing {
+            transparent: false,
             sources: ["192.0.2.1", "2001:db8::1"].map(|text| text.parse().unwrap()).to_vec(),
             interface: Some("eth1".into()),
             mark: Some(0x77),

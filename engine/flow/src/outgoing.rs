@@ -11,6 +11,8 @@ use crate::snapshot::TargetIndex;
 pub struct Outgoing {
     /// Where connections come from, by turns; empty for what the system chooses.
     pub sources: Vec<IpAddr>,
+    /// They come from the client's own address (IP_TRANSPARENT, Linux).
+    pub transparent: bool,
     /// The network interface they go through (SO_BINDTODEVICE, Linux).
     pub interface: Option<Box<str>>,
     /// The mark of their packets (SO_MARK, Linux).

@@ -92,6 +92,8 @@ pub struct Listener {
     pub protocol: Protocol,
     /// Where its sessions are dispatched.
     pub target: TargetIndex,
+    /// The ports that it is bound to.
+    pub ports: Box<[u16]>,
     /// The users that `socks5`, `http` and `mixed` ask for; `None` asks for none.
     pub users: Option<Arc<Users>>,
     /// Client networks that may connect; `None` lets everybody. Clients on a Unix socket always may.
@@ -118,6 +120,11 @@ pub struct Listener {
 pub enum Protocol {
     /// Nothing: every byte is payload.
     Tcp,
+    /// Nothing: the system has redirected the connection here (netfilter's REDIRECT or DNAT), and knows where it was going.
+    Redirect,
+    /// Nothing: the system has given us a connection to somebody else (netfilter's TPROXY); the socket is bound to where
+    /// it was going.
+    Tproxy,
     /// SOCKS version 5 (RFC 1928), CONNECT.
     Socks5,
     /// HTTP proxy: CONNECT and absolute-form requests (RFC 9110, RFC 9112).

@@ -13,6 +13,7 @@ mod tests;
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 
 use ringweir_flow::outgoing::{Keepalive, StreamProtocol};
 use socket2::{Protocol, SockRef, TcpKeepalive};
@@ -36,6 +37,8 @@ pub enum SocketOption {
     Interface,
     /// SO_MARK.
     Mark,
+    /// IP_TRANSPARENT.
+    Transparent,
     /// SO_KEEPALIVE and what belongs to it.
     Keepalive,
     /// IPPROTO_MPTCP.
@@ -57,6 +60,7 @@ impl SocketOption {
             SocketOption::Source => "source",
             SocketOption::Interface => "interface",
             SocketOption::Mark => "mark",
+            SocketOption::Transparent => "transparent",
             SocketOption::Keepalive => "keepalive",
             SocketOption::Mptcp => "mptcp",
             SocketOption::FastOpen => "fast_open",
@@ -69,6 +73,7 @@ impl SocketOption {
     const fn hint(self) -> &'static str {
         match self {
             SocketOption::Mark => " (it takes CAP_NET_ADMIN or CAP_NET_RAW)",
+            SocketOption::Transparent => " (it takes CAP_NET_ADMIN)",
             SocketOption::Mptcp => " (it takes Linux 5.6 with CONFIG_MPTCP, and net.mptcp.enabled = 1)",
             SocketOption::Socket
             | SocketOption::NoDelay
@@ -102,6 +107,19 @@ impl OptionError {
     fn at(option: SocketOption) -> impl FnOnce(io::Error) -> OptionError {
         move |error| OptionError { option, error }
     }
+}
+
+/// Where a client was going whose connection the system has redirected to us (SO_ORIGINAL_DST and its like for IPv6,
+/// Linux); `None` when it was coming here, or when the system does not say.
+pub fn original_destination<'s, S>(socket: &'s S) -> Option<SocketAddr>
+where
+    SockRef<'s>: From<&'s S>,
+{
+    let socket = SockRef::from(socket);
+    let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let found = canonical(platform::original_destination(&socket).ok()?.as_socket()?);
+    let local = canonical(socket.local_addr().ok()?.as_socket()?);
+    (found != local).then_some(found)
 }
 
 /// What to ask the system for.

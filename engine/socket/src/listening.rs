@@ -21,6 +21,8 @@ pub struct Listening {
     pub fast_open: Option<u32>,
     /// How long a client that has sent nothing is not accepted (TCP_DEFER_ACCEPT, Linux). Whole seconds.
     pub defer_accept: Option<Duration>,
+    /// Whether connections to other addresses are taken as well (IP_TRANSPARENT, Linux).
+    pub transparent: bool,
     /// How many clients may wait to be accepted; `None` for as many as the system allows.
     pub backlog: Option<u32>,
 }
@@ -41,6 +43,9 @@ impl Listening {
         if let Some(interface) = &self.interface {
             platform::bind_to_interface(&socket, interface)
                 .map_err(OptionError::at(SocketOption::Interface))?;
+        }
+        if self.transparent {
+            platform::set_transparent(&socket).map_err(OptionError::at(SocketOption::Transparent))?;
         }
         if let Some(keepalive) = self.keepalive {
             set_keepalive(&socket, keepalive)?;

@@ -40,6 +40,9 @@ fn prepare(address: SocketAddr, outgoing: &Outgoing) -> Result<Socket, OptionErr
     if let Some(mark) = outgoing.mark {
         platform::set_mark(&socket, mark).map_err(OptionError::at(SocketOption::Mark))?;
     }
+    if outgoing.transparent {
+        platform::set_transparent(&socket).map_err(OptionError::at(SocketOption::Transparent))?;
+    }
     if let Some(keepalive) = outgoing.keepalive {
         set_keepalive(&socket, keepalive)?;
     }

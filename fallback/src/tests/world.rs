@@ -141,6 +141,7 @@ impl World {
             name: "in".into(),
             protocol: self.protocol,
             target: TargetIndex(0),
+            ports: [].into(),
             users: None,
             allow: None,
             trusted: None,

@@ -35,6 +35,39 @@ impl Namespace {
         ip(&inside).unwrap_or_else(|error| panic!("ip {inside:?}: {error}"));
     }
 
+    /// Joins this one, by a link that is called `far` there, to another; each end gets the addresses of its side.
+    #[track_caller]
+    pub(crate) fn link(&self, other: &Namespace, far: &str, addresses: &[(&str, &str)]) {
+        self.ip(&["link", "add", "eth0", "type", "veth", "peer", "name", far, "netns", &other.name]);
+        for (end, device) in [(self, "eth0"), (other, far)] {
+            end.ip(&["link", "set", device, "up"]);
+        }
+        for (own, others) in addresses {
+            for (end, device, address) in [(self, "eth0", own), (other, far, others)] {
+                // Without a check for twins, which would take a second.
+                let plain = ["addr", "add", address, "dev", device];
+                let nodad = [&plain[..], &["nodad"]].concat();
+                end.ip(if address.contains(':') { &nodad } else { &plain });
+            }
+        }
+    }
+
+    /// Loads rules of nftables inside; false, said aloud, where they are not to be had.
+    pub(crate) fn nft(&self, rules: &str) -> bool {
+        let done = Command::new("ip").args(["netns", "exec", &self.name, "nft", rules]).output();
+        match done {
+            Ok(done) if done.status.success() => true,
+            Ok(done) => {
+                eprintln!("SKIPPED: nftables refuses the rules: {}", String::from_utf8_lossy(&done.stderr));
+                false
+            }
+            Err(error) => {
+                eprintln!("SKIPPED: no nftables: {error}");
+                false
+            }
+        }
+    }
+
     /// Runs something inside: what it starts, threads and processes, stays there.
     pub(crate) fn enter<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
         let file = File::open(format!("/run/netns/{}", self.name)).expect("the namespace has a name");

@@ -94,6 +94,7 @@ impl World {
             name: "listener".into(),
             protocol: Protocol::Tcp,
             target: self.root,
+            ports: [].into(),
             users: None,
             allow: None,
             trusted: None,
@@ -224,6 +225,7 @@ pub(super) fn brief(command: &Command) -> String {
         | Command::Abandon(_)
         | Command::Resolve(_)
         | Command::NameLocal
+        | Command::NameDestination(_)
         | Command::Pump(_)
         | Command::Close(_) => format!("{command:?}"),
     }

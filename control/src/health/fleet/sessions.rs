@@ -147,7 +147,10 @@ impl Live {
                 ended.push((self.accepted_at, self.pumped.is_some()));
             }
             Command::Send(..) | Command::SendAhead(..) | Command::EndAhead(_) | Command::ShutDownClient => {}
-            Command::Connect { .. } | Command::Resolve(_) | Command::NameLocal => {
+            Command::Connect { .. }
+            | Command::Resolve(_)
+            | Command::NameLocal
+            | Command::NameDestination(_) => {
                 unreachable!("{command:?} in a world of addresses")
             }
         }

@@ -1,7 +1,7 @@
 //! How a session gets from a request to an open upstream: dispatch, resolve, dial, listen, commit.
 
 use std::mem;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use crate::dispatch::{self, Choice};
 use crate::health::Outcome;
 use crate::outgoing::{Origin, Outgoing};
 use crate::pump::{Direction, Patience, Pumps, Side};
+use crate::record::ClientAddr;
 use crate::resolve::{ResolveError, Resolved};
 use crate::snapshot::{Commit, FirstHop, Route, TargetIndex, TargetKind, Towards, Upstream};
 use crate::time::Instant;
@@ -53,7 +54,7 @@ impl Session {
         }
     }
 
-    fn begin(&mut self, request: Request, now: Instant) {
+    pub(super) fn begin(&mut self, request: Request, now: Instant) {
         if self.view.snapshot().log_sessions {
             self.destination = Some(Box::new(request.destination.clone()));
             self.user = request.user.clone();
@@ -217,7 +218,10 @@ impl Session {
         let outgoing = self.view.snapshot().target(attempt.upstream).outgoing.as_deref();
         let dial = match outgoing {
             None => Dial::new(addresses),
-            Some(outgoing) => Dial::new(addresses.into_iter().filter(|to| may_reach(outgoing, to))),
+            Some(outgoing) => {
+                let client = &self.client;
+                Dial::new(addresses.into_iter().filter(|to| may_reach(outgoing, client, to)))
+            }
         };
         // Upstreams without an address do not come here.
         if dial.is_empty() {
@@ -239,7 +243,7 @@ impl Session {
                 let connection = AttemptId(setup.next_connection);
                 setup.next_connection = setup.next_connection.wrapping_add(1);
                 dial.handle_started(connection, now);
-                let origin = origin(&self.view, attempt.upstream, &address);
+                let origin = origin(&self.view, &self.client, attempt.upstream, &address);
                 setup.commands.push_back(Command::Connect { attempt: connection, address, local, origin });
             }
             dial::Next::Wait => {}
@@ -563,17 +567,29 @@ pub(super) fn count(view: &View, path: &[TargetIndex], update: impl Fn(&TargetCe
 }
 
 /// Whether an address can be come to from where the upstream's connections are to come from.
-fn may_reach(outgoing: &Outgoing, to: &UpstreamAddr) -> bool {
+fn may_reach(outgoing: &Outgoing, client: &ClientAddr, to: &UpstreamAddr) -> bool {
     match to {
+        UpstreamAddr::Tcp(address) if outgoing.transparent => client_source(client, *address).is_some(),
         UpstreamAddr::Tcp(address) => outgoing.reaches(*address),
         UpstreamAddr::Unix(_) => true,
     }
 }
 
 /// What is special about the next connect to an upstream; it takes the turn of its source address.
-fn origin(view: &View, target: TargetIndex, to: &UpstreamAddr) -> Option<Origin> {
+/// The client's own address, where it is of the family of the upstream's.
+fn client_source(client: &ClientAddr, to: SocketAddr) -> Option<IpAddr> {
+    match client {
+        ClientAddr::Ip(address) => {
+            Some(address.ip().to_canonical()).filter(|source| source.is_ipv4() == to.is_ipv4())
+        }
+        ClientAddr::Unix => None,
+    }
+}
+
+fn origin(view: &View, client: &ClientAddr, target: TargetIndex, to: &UpstreamAddr) -> Option<Origin> {
     let outgoing = view.snapshot().target(target).outgoing.as_deref()?;
     let source = match to {
+        UpstreamAddr::Tcp(address) if outgoing.transparent => client_source(client, *address),
         UpstreamAddr::Tcp(address) if !outgoing.sources.is_empty() => {
             outgoing.source(*address, view.next_turn(target, address.is_ipv4()))
         }

@@ -114,6 +114,7 @@ mod tests {
             name: "in".into(),
             protocol: Protocol::Tcp,
             target: TargetIndex(0),
+            ports: [].into(),
             users: None,
             allow: None,
             trusted: None,

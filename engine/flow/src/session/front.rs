@@ -3,16 +3,17 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use super::{Command, Session, Stage};
+use super::{Command, Diversion, Session, Stage};
 use crate::close::CloseReason;
 use crate::dial::AttemptId;
 use crate::pump::{Closing, Ending};
 use crate::record::ClientAddr;
-use crate::snapshot::{Listener, TargetIndex};
+use crate::snapshot::{Listener, Protocol, TargetIndex};
 use crate::time::Instant;
 use crate::wire::handshake::Handshake;
 use crate::wire::peek::Peek;
 use crate::wire::proxy_protocol::{self, Ends, Header, Version};
+use crate::wire::{Answer, Body, Destination, Request};
 
 /// What is known of the client's connection beside its address.
 #[derive(Debug, Default)]
@@ -85,6 +86,12 @@ impl Session {
                     self.advance_handshake(now);
                 }
             }
+            None if listener.protocol == Protocol::Redirect => {
+                setup.commands.push_back(Command::NameDestination(Diversion::Redirect));
+            }
+            None if listener.protocol == Protocol::Tproxy => {
+                setup.commands.push_back(Command::NameDestination(Diversion::Tproxy));
+            }
             None => match listener.peek {
                 Some(timeout) => {
                     setup.stage = Stage::Peeking { peek: Peek::default(), deadline: now + timeout };
@@ -108,6 +115,40 @@ impl Session {
         if let Some(setup) = &mut self.setup {
             setup.front.local = Local::Known(local);
         }
+    }
+
+    /// Where the client was going, as [`Command::NameDestination`] asked; `None` when it was going here. A connection that
+    /// leads back to the listener would be made by itself again and again.
+    pub fn handle_destination(&mut self, destination: Option<SocketAddr>, now: Instant) {
+        let view = Rc::clone(&self.view);
+        let listener = view.snapshot().listener(self.listener);
+        let Some(setup) = &mut self.setup else { return };
+        if !matches!(setup.stage, Stage::Reaching) {
+            return;
+        }
+        let is_own = |address: &SocketAddr| {
+            listener.protocol == Protocol::Tproxy && listener.ports.contains(&address.port())
+        };
+        let Some(address) = destination.filter(|address| !is_own(address)) else {
+            tracing::debug!(client = %self.client, "a session is refused: it was going to the listener itself");
+            self.close(Closing {
+                reason: CloseReason::ClientProtocol,
+                client: Ending::Reset,
+                upstream: Ending::Plain,
+            });
+            return;
+        };
+        setup.front.local = Local::Known(Some(address));
+        self.begin(
+            Request {
+                destination: Destination::Address(address),
+                preface: Vec::new(),
+                body: Body::Unlimited,
+                answer: Answer::None,
+                user: None,
+            },
+            now,
+        );
     }
 
     /// Asks for what will have to be said to an upstream.

@@ -58,6 +58,15 @@ const MAX_LINGER_BYTES: usize = 256 * 1024;
 const RETIRED: Closing =
     Closing { reason: CloseReason::Retired, client: Ending::Reset, upstream: Ending::Reset };
 
+/// How a connection was given to us that was going elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Diversion {
+    /// It was redirected: the system is asked for its original destination (SO_ORIGINAL_DST).
+    Redirect,
+    /// Its socket is bound to its destination (IP_TRANSPARENT).
+    Tproxy,
+}
+
 /// What a driver is to do, in order.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
@@ -90,6 +99,8 @@ pub enum Command {
     Abandon(AttemptId),
     /// Answer at once with `handle_local`: where the client connected.
     NameLocal,
+    /// Answer at once with `handle_destination`: where the client was going, before the system gave its connection to us.
+    NameDestination(Diversion),
     /// Resolve a name; answer with `handle_resolved`.
     Resolve(HostName),
     /// The connected socket of this attempt is the session's upstream from now on: ask for steps.

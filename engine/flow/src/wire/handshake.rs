@@ -20,7 +20,7 @@ impl Handshake {
     /// The handshake of `protocol`; `None` for `tcp`, which has none.
     pub fn new(protocol: Protocol) -> Option<Handshake> {
         match protocol {
-            Protocol::Tcp => None,
+            Protocol::Tcp | Protocol::Redirect | Protocol::Tproxy => None,
             Protocol::Socks5 => Some(Handshake::Socks5(socks5::Handshake::default())),
             Protocol::Http => Some(Handshake::Http(http::Handshake::default())),
             Protocol::Socks => Some(Handshake::Mixed(mixed::Handshake::Undecided(Spoken::Socks))),

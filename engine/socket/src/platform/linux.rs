@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
-use socket2::{Protocol, Socket};
+use socket2::{Protocol, SockAddr, SockRef, Socket};
 
 sockopt_impl!(
     /// TCP_FASTOPEN (tcp(7)): the length of the queue.
@@ -32,6 +32,16 @@ pub(crate) fn is_unknown_protocol(error: &io::Error) -> bool {
 
 pub(crate) fn bind_to_interface(socket: &Socket, interface: &str) -> io::Result<()> {
     socket.bind_device(Some(interface.as_bytes()))
+}
+
+/// On sockets of either family: for those of IPv6 the kernel passes what is of IPv4 on (ipv6_setsockopt).
+pub(crate) fn set_transparent(socket: &Socket) -> io::Result<()> {
+    socket.set_ip_transparent_v4(true)
+}
+
+pub(crate) fn original_destination(socket: &SockRef<'_>) -> io::Result<SockAddr> {
+    let is_v4 = socket.local_addr()?.as_socket().is_some_and(|local| local.ip().to_canonical().is_ipv4());
+    if is_v4 { socket.original_dst_v4() } else { socket.original_dst_v6() }
 }
 
 pub(crate) fn set_mark(socket: &Socket, mark: u32) -> io::Result<()> {

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use socket2::{Protocol, Socket};
+use socket2::{Protocol, SockAddr, SockRef, Socket};
 
 pub(crate) fn mptcp() -> io::Result<Protocol> {
     unsupported()
@@ -15,6 +15,14 @@ pub(crate) fn is_unknown_protocol(_: &io::Error) -> bool {
 }
 
 pub(crate) fn bind_to_interface(_: &Socket, _: &str) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn set_transparent(_: &Socket) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn original_destination(_: &SockRef<'_>) -> io::Result<SockAddr> {
     unsupported()
 }
 
