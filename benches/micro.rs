@@ -22,11 +22,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
+use ipnet::IpNet;
 use ringweir_flow::account::TargetCounters;
 use ringweir_flow::pick::HashKey;
-use ringweir_flow::snapshot::{Group, Policy, Protocol, Snapshot, TargetIndex, TargetKind, WorkerIndex};
+use ringweir_flow::record::ClientAddr;
+use ringweir_flow::rules::list::{Format, List};
+use ringweir_flow::rules::names::{Builder, Reach};
+use ringweir_flow::rules::{Action, Condition, Domains, Facts, NamedList, Rule, RuleCounters, Rules};
+use ringweir_flow::snapshot::{
+    Group, ListenerIndex, Policy, Protocol, Snapshot, TargetIndex, TargetKind, WorkerIndex,
+};
 use ringweir_flow::time::Instant;
 use ringweir_flow::view::View;
+use ringweir_flow::wire::Destination;
 
 use crate::timers::Wheel;
 
@@ -48,7 +56,7 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_millis(800))
         .sample_size(30);
-    targets = pick, pick_beside_another, views, sessions, timers_of_a_worker, counters
+    targets = pick, pick_beside_another, views, sessions, rules, timers_of_a_worker, counters
 }
 criterion_main!(benches);
 
@@ -185,6 +193,74 @@ fn sessions(criterion: &mut Criterion) {
             acting::ping_pong(black_box(&mut session), Instant::from_micros(micros));
         });
     });
+    benches.finish();
+}
+
+/// A rule with these conditions, which rejects.
+fn rule(conditions: Vec<Condition>) -> Rule {
+    let hits = Arc::new(RuleCounters::new(world::WORKERS));
+    Rule { name: "rule".into(), conditions: conditions.into(), action: Action::Reject, hits }
+}
+
+/// What a session that no rule is about pays for them, which is the most; and what a large list costs.
+fn rules(criterion: &mut Criterion) {
+    let mut benches = criterion.benchmark_group("rules");
+    let client = ClientAddr::Ip(([10, 1, 2, 3], 40_000).into());
+    let destination = Destination::from_host(b"www.some-name.elsewhere.example", 443).unwrap();
+    let (listener, otherwise) = (ListenerIndex(0), TargetIndex(0));
+    let facts = Facts {
+        listener,
+        user: Some("ann"),
+        client: &client,
+        destination: Some(&destination),
+        sni: None,
+        host: None,
+        path: None,
+    };
+    for count in [10, 1_000] {
+        let rules = (0..count).map(|index: u32| {
+            let mut names = Builder::default();
+            names.add(&format!("name-{index}.example"), Reach::Whole).unwrap();
+            rule(match index % 4 {
+                0 | 1 => vec![Condition::Domain(Arc::new(Domains::new(names, &[], &[]).unwrap()))],
+                2 => vec![Condition::User([format!("user-{index}").into()].into())],
+                _ => vec![
+                    Condition::Port([443..=443].into()),
+                    Condition::Source(Arc::new(
+                        [IpNet::new([192, 0, 2, 0].into(), 24).unwrap()].into_iter().collect(),
+                    )),
+                ],
+            })
+        });
+        let rules = Rules::new(rules.collect());
+        benches.bench_function(BenchmarkId::new("none-matches", count), |bencher| {
+            bencher.iter(|| rules.decide(black_box(&facts), otherwise));
+        });
+    }
+    let names: String =
+        (0..300_000u64).map(|index| format!(".{:x}.example\n", index * 0x9e37_79b9)).collect();
+    let content = Arc::new(List::read(names.as_bytes(), Format::Plain).unwrap());
+    let named = NamedList { name: "large".into(), content };
+    let rules = Rules::new(vec![rule(vec![Condition::List([named].into())])]);
+    for (what, name) in
+        [("list-300000-miss", "www.some-name.elsewhere.example"), ("list-300000-hit", "www.9e3779b9.example")]
+    {
+        // Many names, so that not one of them alone is in the caches.
+        let destinations: Vec<Destination> = (0..4096)
+            .map(|index: u64| {
+                let known = format!("www.{:x}.example", (index * 73 + 1) * 0x9e37_79b9);
+                let name = if what.ends_with("hit") { known } else { format!("{index}.{name}") };
+                Destination::from_host(name.as_bytes(), 443).unwrap()
+            })
+            .collect();
+        let mut turn = 0;
+        benches.bench_function(what, |bencher| {
+            bencher.iter(|| {
+                turn = (turn + 1) % destinations.len();
+                rules.decide(&Facts { destination: Some(&destinations[turn]), ..facts }, otherwise)
+            });
+        });
+    }
     benches.finish();
 }
 

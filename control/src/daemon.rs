@@ -2,6 +2,7 @@
 //! happens reaches it as an [`Event`], and every change leaves it as a snapshot.
 
 mod health;
+mod rules;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use crate::histogram::{Keeper, Source};
 use crate::metrics::Reloads;
 use crate::model::{Config, Endpoint, EngineKind, TargetKind};
 use crate::resolve::{self, Located, NamePort, Names, Watch};
+use crate::rules::files::{Change, Watcher};
 use crate::signals::{self, ServiceState};
 use crate::state;
 use crate::status::{self, Status};
@@ -159,9 +161,10 @@ pub(crate) async fn serve(
     let (events, mut inbox) = mpsc::channel(EVENTS);
     let (findings, mut found) = mpsc::channel(EVENTS);
     let (locations, mut located) = mpsc::channel(EVENTS);
+    let (changes, mut changed) = mpsc::channel(EVENTS);
     open_admin(&config, &settings, &events).await?;
     let (care, mut noticed) = Care::new();
-    let mut daemon = Daemon::start(config, settings, care, (findings, locations), start).await?;
+    let mut daemon = Daemon::start(config, settings, care, (findings, locations, changes), start).await?;
     signals::listen(events).map_err(|error| format!("signals cannot be handled: {error}"))?;
     signals::notify(ServiceState::Ready);
     tracing::info!(target: crate::logging::ANNOUNCEMENTS, "ready");
@@ -180,6 +183,7 @@ pub(crate) async fn serve(
             () = sleep_until(care_at.unwrap_or_else(Instant::now)), if care_at.is_some() => {
                 daemon.handle_care_due();
             }
+            Some(change) = changed.recv() => daemon.handle_change(change),
             Some(location) = located.recv() => daemon.handle_located(location),
             () = sleep_until(histograms_at.unwrap_or_else(Instant::now)), if histograms_at.is_some() => {
                 daemon.histograms.handle_due(&daemon.snapshot);
@@ -231,6 +235,9 @@ struct Daemon {
     probes: Arc<Semaphore>,
     findings: mpsc::Sender<Finding>,
     locations: mpsc::Sender<Located>,
+    changes: mpsc::Sender<Change>,
+    /// Of the files that rules go by.
+    watcher: Option<Watcher>,
     checks: HashMap<Arc<str>, check::Running>,
     watches: HashMap<Arc<str>, Watch>,
     last_probes: HashMap<Arc<str>, Probed>,
@@ -263,7 +270,7 @@ impl Daemon {
         config: Config,
         settings: Settings,
         care: Care,
-        (findings, locations): (mpsc::Sender<Finding>, mpsc::Sender<Located>),
+        (findings, locations, changes): (mpsc::Sender<Finding>, mpsc::Sender<Located>, mpsc::Sender<Change>),
         start: impl FnOnce(StartRequest) -> Result<Started, String>,
     ) -> Result<Daemon, String> {
         let workers = config.engine.workers.count();
@@ -304,6 +311,8 @@ impl Daemon {
             probes: Arc::new(Semaphore::new(MAX_PROBES)),
             findings,
             locations,
+            changes,
+            watcher: None,
             checks: HashMap::new(),
             watches: HashMap::new(),
             last_probes: HashMap::new(),
@@ -315,6 +324,7 @@ impl Daemon {
         };
         daemon.announce(&[]);
         daemon.watch_targets();
+        daemon.watch_files();
         Ok(daemon)
     }
 
@@ -452,6 +462,7 @@ impl Daemon {
         self.knowledge.rules.configure(&self.config, self.workers);
         self.knowledge.care.reconfigure(&self.config);
         self.watch_targets();
+        self.watch_files();
         self.publish(opened);
         self.announce(&before);
         let gone = before.iter().filter(|bind| !self.binds.iter().any(|kept| kept.id == bind.id));

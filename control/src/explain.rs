@@ -210,6 +210,17 @@ fn shortcoming(condition: &Condition, facts: &Facts<'_>) -> String {
             let port = facts.destination.map(|destination| destination.port().to_string());
             other(port.as_deref(), "the client names no destination (--to)")
         }
+        Condition::List(lists) => {
+            let lists: Vec<&str> = lists.iter().map(|list| &*list.name).collect();
+            let address = match facts.destination {
+                Some(Destination::Address(address)) => Some(address.ip().to_string()),
+                Some(Destination::Name(..)) | None => None,
+            };
+            match name.or(facts.sni).or(facts.host).or(address.as_deref()) {
+                Some(asked) => format!("{asked} is not in {}", lists.join(", ")),
+                None => "neither a name nor an address is known (--to)".to_owned(),
+            }
+        }
         Condition::Domain(_) => other(
             name.or(facts.sni).or(facts.host),
             "no name is known, neither of --to nor by --sni or --host",

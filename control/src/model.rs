@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use ringweir_flow::health::Terms;
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::reach::Reach;
+use ringweir_flow::rules::list::{Format, List};
 use ringweir_flow::rules::{Action, Condition};
 use ringweir_flow::snapshot::{Group, Hop, Protocol, ProxyProtocol, TargetIndex, Timeouts, Towards};
 use ringweir_flow::users::Users;
@@ -22,6 +23,8 @@ use ringweir_flow::wire::{Destination, HostName};
 use ringweir_socket::Listening;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use zeroize::Zeroizing;
+
+pub use crate::rules::files::Stamp;
 
 /// The most workers that may be configured.
 pub const MAX_WORKERS: usize = 1024;
@@ -49,6 +52,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// What is decided before a session goes to the target of its listener, in this order.
     pub rules: Vec<Rule>,
+    /// The lists that they go by.
+    pub lists: Vec<ListFile>,
     /// The targets, as written; [`TargetIndex`] points here and at the same place in the snapshot.
     pub targets: Vec<Target>,
 }
@@ -229,6 +234,21 @@ pub struct Rule {
     pub conditions: Vec<Condition>,
     /// What becomes of the session then.
     pub action: Action,
+}
+
+/// A list that rules go by.
+#[derive(Clone, Debug)]
+pub struct ListFile {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Where it is.
+    pub path: PathBuf,
+    /// How it is written.
+    pub format: Format,
+    /// Of the file as it was when it was read.
+    pub stamp: Option<Stamp>,
+    /// What it said then.
+    pub content: Arc<List>,
 }
 
 /// Where a listener is bound.

@@ -3,7 +3,10 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
 use crate::harness::client::{
@@ -25,6 +28,8 @@ scenarios!(Welcome:
     plain_listeners_route_by_what_clients_say_first,
     hits_are_counted_and_live_on,
     explain_tells_what_would_happen_and_does_not_count,
+    lists_come_from_files_and_follow_them,
+    a_broken_list_changes_nothing_and_is_told,
 );
 
 /// Servers `a` and `b`, a `mixed` listener that leads to `a`, and these rules.
@@ -242,6 +247,60 @@ fn explain_tells_what_would_happen_and_does_not_count(engine: Engine) {
     assert!(by_file.stdout.contains("to-pool decides"), "{}{}", by_file.stdout, by_file.stderr);
     // The question was no session.
     eventually(PATIENCE, "no session is open", || daemon.status()["listeners"][0]["active"] == 0);
+}
+
+/// Puts another file in the place of one, as a download would.
+fn put(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, text).unwrap();
+    fs::rename(&new, path).unwrap();
+}
+
+const BY_LIST: &str = "[[rule]]\nlist = [\"plain\", \"gfw\"]\ntarget = \"b\"\n\
+     [list.plain]\nfile = \"@dir@/plain.txt\"\n[list.gfw]\nfile = \"gfw.txt\"\nformat = \"abp\"\n";
+
+fn with_lists(engine: Engine, servers: &[&Server]) -> Daemon {
+    let setup = Setup::new(engine);
+    fs::write(setup.folder().join("plain.txt"), ".b.example\n192.0.2.0/24\n").unwrap();
+    let filters = "[AutoProxy 0.2.9]\n||blocked.example\n@@||ok.blocked.example\n";
+    fs::write(setup.folder().join("gfw.txt"), BASE64_STANDARD.encode(filters)).unwrap();
+    setup.start(&config(servers, BY_LIST))
+}
+
+fn lists_come_from_files_and_follow_them(engine: Engine) {
+    let (a, b) = (Server::named(b'a'), Server::named(b'b'));
+    let daemon = with_lists(engine, &[&a, &b]);
+    let served_by = |name: &str| ask(&daemon, &socks_name(name), 80).1;
+    assert_eq!(served_by("x.b.example"), Some('b'));
+    assert_eq!(served_by("www.blocked.example"), Some('b'));
+    assert_eq!(served_by("ok.blocked.example"), Some('a'));
+    assert_eq!(ask(&daemon, &socks_ip("192.0.2.9".parse().unwrap()), 80), (0, Some('b')));
+    put(&daemon.path("plain.txt"), "c.example\n");
+    daemon.wait_line("the change", |line| line.contains("a list has changed") && line.contains("plain"));
+    eventually(PATIENCE, "the new list is in force", || served_by("c.example") == Some('b'));
+    assert_eq!(served_by("x.b.example"), Some('a'));
+    assert_eq!(served_by("www.blocked.example"), Some('b'), "the other list stays");
+    put(&daemon.path("gfw.txt"), "||d.example\n");
+    eventually(PATIENCE, "the new list is in force", || served_by("d.example") == Some('b'));
+    let told =
+        ringweir(&["explain", "--admin", &daemon.admin(), "--listener", "in", "--to", "x.b.example:1"]);
+    assert!(told.stdout.contains("list: x.b.example is not in plain, gfw"), "{}", told.stdout);
+}
+
+fn a_broken_list_changes_nothing_and_is_told(engine: Engine) {
+    let (a, b) = (Server::named(b'a'), Server::named(b'b'));
+    let daemon = with_lists(engine, &[&a, &b]);
+    let served_by = |name: &str| ask(&daemon, &socks_name(name), 80).1;
+    put(&daemon.path("plain.txt"), "c.example\nthis is no name\n");
+    let line = daemon.wait_line("the mistake", |line| line.contains("broken"));
+    assert!(line.contains("line 2") && line.contains("plain.txt"), "{line}");
+    assert_eq!(served_by("x.b.example"), Some('b'));
+    assert_eq!(served_by("c.example"), Some('a'));
+    let refused = daemon.reload(&config(&[&a, &b], BY_LIST)).unwrap_err();
+    assert!(refused.contains("plain.txt:2:1: list.plain.file: \"this is no name\""), "{refused}");
+    put(&daemon.path("plain.txt"), "c.example\n");
+    daemon.reload(&config(&[&a, &b], BY_LIST)).unwrap();
+    assert_eq!(served_by("c.example"), Some('b'));
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod diagnostic;
 mod graph;
 mod health;
 mod listeners;
+mod lists;
 mod reader;
 mod rules;
 mod schema;
@@ -73,7 +74,8 @@ fn config(root: &Table<'_>, folder: &Path) -> Config {
     let checks = checks::checks(root, folder);
     let declared = targets::declared(root, &checks, folder);
     let raw = listeners::read(root, timeouts, folder);
-    let ruled = rules::read(root);
+    let lists = lists::read(root, folder);
+    let ruled = rules::read(root, &lists);
     let graph = graph::build(declared, &raw, &ruled);
     let (rules, needs) = rules::judge(ruled, &raw, &graph);
     let listeners = listeners::judge(raw, &graph, &needs);
@@ -92,6 +94,7 @@ fn config(root: &Table<'_>, folder: &Path) -> Config {
         resolver: sections::resolver(root),
         listeners,
         rules,
+        lists,
         targets: graph.targets,
     }
 }

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ringweir_flow::rules::names::{Builder, NameSet, Reach};
-use ringweir_flow::rules::{Action, Condition, Domains, MAX_RULES};
+use ringweir_flow::rules::{Action, Condition, Domains, MAX_RULES, NamedList};
 use ringweir_flow::snapshot::{ListenerIndex, Protocol, TargetIndex};
 
 use super::diagnostic::did_you_mean;
@@ -14,7 +14,7 @@ use super::listeners::{RawListener, networks};
 use super::reader::{Node, Table};
 use super::schema;
 use super::targets::is_name;
-use crate::model::Rule;
+use crate::model::{ListFile, Rule};
 
 /// A rule before its names are joined.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(crate) enum RulesNeed {
 }
 
 /// Reads every rule.
-pub(crate) fn read<'a>(root: &Table<'a>) -> Vec<RawRule<'a>> {
+pub(crate) fn read<'a>(root: &Table<'a>, lists: &[ListFile]) -> Vec<RawRule<'a>> {
     let Some(node) = root.get("rule") else { return Vec::new() };
     let Some(list) = node.list() else { return Vec::new() };
     if list.len() > MAX_RULES {
@@ -45,7 +45,7 @@ pub(crate) fn read<'a>(root: &Table<'a>) -> Vec<RawRule<'a>> {
         return Vec::new();
     }
     let rules: Vec<RawRule<'a>> =
-        list.iter().enumerate().filter_map(|(index, node)| rule(index, node)).collect();
+        list.iter().enumerate().filter_map(|(index, node)| rule(index, node, lists)).collect();
     let mut names = HashSet::new();
     for rule in rules.iter().filter(|rule| !rule.name.is_empty()) {
         if !names.insert(rule.name.as_str()) {
@@ -55,7 +55,7 @@ pub(crate) fn read<'a>(root: &Table<'a>) -> Vec<RawRule<'a>> {
     rules
 }
 
-fn rule<'a>(index: usize, node: &Node<'a>) -> Option<RawRule<'a>> {
+fn rule<'a>(index: usize, node: &Node<'a>, lists: &[ListFile]) -> Option<RawRule<'a>> {
     let table = node.table(schema::RULE)?;
     let name = match table.get("name") {
         Some(node) => {
@@ -80,12 +80,12 @@ fn rule<'a>(index: usize, node: &Node<'a>) -> Option<RawRule<'a>> {
     }
     let actions = [("reject", Action::Reject), ("drop", Action::Drop)];
     let action = action.and_then(|node| node.choice(&actions));
-    let conditions = conditions(&table);
+    let conditions = conditions(&table, lists);
     Some(RawRule { table, name, target, action, conditions })
 }
 
 /// All but the listeners, whose places are not known yet. Cheap conditions stand first.
-fn conditions(table: &Table<'_>) -> Vec<Condition> {
+fn conditions(table: &Table<'_>, lists: &[ListFile]) -> Vec<Condition> {
     let mut conditions = Vec::new();
     conditions.extend(values(table, "port").map(|nodes| {
         let ports: Vec<RangeInclusive<u16>> = nodes.iter().filter_map(ports).collect();
@@ -114,7 +114,22 @@ fn conditions(table: &Table<'_>) -> Vec<Condition> {
         };
         Condition::Path(nodes.iter().filter_map(prefix).collect())
     }));
+    conditions.extend(
+        values(table, "list")
+            .map(|nodes| Condition::List(nodes.iter().filter_map(|node| named_list(node, lists)).collect())),
+    );
     conditions
+}
+
+fn named_list(node: &Node<'_>, lists: &[ListFile]) -> Option<NamedList> {
+    let name = node.string()?;
+    let found = lists.iter().find(|list| *list.name == *name);
+    if found.is_none() {
+        let hint = did_you_mean(name, lists.iter().map(|list| &*list.name));
+        let hint = hint.unwrap_or_else(|| format!("declare it: [list.{name}]"));
+        node.report(format!("there is no list {name:?}"), Some(hint));
+    }
+    found.map(|list| NamedList { name: Arc::clone(&list.name), content: Arc::clone(&list.content) })
 }
 
 /// The values of a condition, at least one.
@@ -229,7 +244,7 @@ fn judge_one(
     let asks_of_hello = |condition: &Condition| match condition {
         Condition::Sni(_) | Condition::Host(_) | Condition::Path(_) => true,
         // Rules for proxies are about names as well, and are not to make plain listeners wait.
-        Condition::Domain(_) => named.is_some(),
+        Condition::Domain(_) | Condition::List(_) => named.is_some(),
         Condition::Listener(_)
         | Condition::User(_)
         | Condition::Source(_)

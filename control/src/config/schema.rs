@@ -12,6 +12,7 @@ pub(crate) const ROOT: &[&str] = &[
     "resolver",
     "listener",
     "rule",
+    "list",
     "upstream",
     "group",
     "check",
@@ -59,9 +60,11 @@ pub(crate) const RULE: &[&str] = &[
     "sni",
     "host",
     "path",
+    "list",
     "target",
     "action",
 ];
+pub(crate) const LIST: &[&str] = &["file", "format"];
 pub(crate) const PROXY_PROTOCOL: &[&str] = &["trusted"];
 pub(crate) const LISTENER_TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close"];
 pub(crate) const UPSTREAM: &[&str] = &[
@@ -143,6 +146,7 @@ pub fn known_keys() -> Vec<String> {
         ("listener.proxy_protocol", PROXY_PROTOCOL),
         ("listener.peek", PEEK),
         ("rule", RULE),
+        ("list.*", LIST),
         ("upstream.*", UPSTREAM),
         ("upstream.*.keepalive", KEEPALIVE),
         ("upstream.*.passive", UPSTREAM_PASSIVE),

@@ -1,6 +1,7 @@
 //! Rules: who may go where, and over which target. They stand in order, and the first whose conditions all hold decides.
 
 mod domains;
+pub mod list;
 pub mod names;
 mod networks;
 
@@ -10,6 +11,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 pub use self::domains::{BadPattern, Domains};
+use self::list::List;
 use self::names::{Name, NameSet};
 pub use self::networks::Networks;
 use crate::account::{Counter, PerWorker};
@@ -79,6 +81,17 @@ pub enum Condition {
     Host(Arc<NameSet>),
     /// How the path of an HTTP request begins.
     Path(Arc<[Arc<str>]>),
+    /// A list that the name is in, or the address that it asks for.
+    List(Arc<[NamedList]>),
+}
+
+/// A list, by the name that the configuration has for it.
+#[derive(Clone, Debug)]
+pub struct NamedList {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What it says.
+    pub content: Arc<List>,
 }
 
 /// What is known of a session when its request is complete.
@@ -228,6 +241,9 @@ impl Condition {
             Condition::Path(prefixes) => {
                 facts.path.is_some_and(|path| prefixes.iter().any(|prefix| path.starts_with(&**prefix)))
             }
+            Condition::List(lists) => {
+                lists.iter().any(|list| list.content.contains(known.name(), known.address))
+            }
         }
     }
 
@@ -243,6 +259,7 @@ impl Condition {
             Condition::Sni(_) => "sni",
             Condition::Host(_) => "host",
             Condition::Path(_) => "path",
+            Condition::List(_) => "list",
         }
     }
 
@@ -255,14 +272,19 @@ impl Condition {
             | Condition::Domain(_)
             | Condition::Sni(_)
             | Condition::Host(_)
-            | Condition::Path(_) => false,
+            | Condition::Path(_)
+            | Condition::List(_) => false,
         }
     }
 
     /// Whether it can be met at a plain listener only where what clients say first is looked at.
     pub const fn needs_peek(&self) -> bool {
         match self {
-            Condition::Domain(_) | Condition::Sni(_) | Condition::Host(_) | Condition::Path(_) => true,
+            Condition::Domain(_)
+            | Condition::Sni(_)
+            | Condition::Host(_)
+            | Condition::Path(_)
+            | Condition::List(_) => true,
             Condition::Listener(_)
             | Condition::User(_)
             | Condition::Source(_)

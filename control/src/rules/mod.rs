@@ -1,13 +1,17 @@
 //! The rules of the configuration as snapshots have them, with counters that live on by name.
 
+pub(crate) mod files;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ringweir_flow::rules::{Action, Rule, RuleCounters, Rules};
+use ringweir_flow::rules::list::List;
+use ringweir_flow::rules::{Action, Condition, NamedList, Rule, RuleCounters, Rules};
 use ringweir_flow::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 
-use crate::model::Config;
+use self::files::Watched;
+use crate::model::{Config, ListFile};
 use crate::status::{align, header};
 
 /// The rules that are in force.
@@ -15,24 +19,67 @@ use crate::status::{align, header};
 pub(crate) struct RuleBook {
     current: Option<Arc<Rules>>,
     counters: HashMap<Arc<str>, Arc<RuleCounters>>,
+    lists: HashMap<Arc<str>, Arc<List>>,
 }
 
 impl RuleBook {
     /// Takes over the rules of a configuration.
     pub(crate) fn configure(&mut self, config: &Config, workers: usize) {
+        let lists = config.lists.iter();
+        self.lists = lists.map(|list| (Arc::clone(&list.name), Arc::clone(&list.content))).collect();
         let known = std::mem::take(&mut self.counters);
+        for rule in &config.rules {
+            let hits = known.get(&rule.name).cloned();
+            let hits = hits.unwrap_or_else(|| Arc::new(RuleCounters::new(workers)));
+            self.counters.insert(Arc::clone(&rule.name), hits);
+        }
+        self.build(config);
+    }
+
+    /// Takes over what a list says now; `false` when the configuration no longer names it.
+    pub(crate) fn replace(&mut self, config: &Config, name: &Arc<str>, content: List) -> bool {
+        let Some(list) = self.lists.get_mut(name) else { return false };
+        *list = Arc::new(content);
+        self.build(config);
+        true
+    }
+
+    /// The files that a configuration goes by.
+    pub(crate) fn watched(config: &Config) -> Vec<Watched> {
+        let watched = |list: &ListFile| Watched {
+            name: Arc::clone(&list.name),
+            path: list.path.clone(),
+            format: list.format,
+            stamp: list.stamp,
+        };
+        config.lists.iter().map(watched).collect()
+    }
+
+    fn build(&mut self, config: &Config) {
         let rules: Vec<Rule> = config
             .rules
             .iter()
-            .map(|rule| {
-                let hits = known.get(&rule.name).cloned();
-                let hits = hits.unwrap_or_else(|| Arc::new(RuleCounters::new(workers)));
-                self.counters.insert(Arc::clone(&rule.name), Arc::clone(&hits));
-                let (name, conditions) = (Arc::clone(&rule.name), rule.conditions.clone().into());
-                Rule { name, conditions, action: rule.action, hits }
+            .filter_map(|rule| {
+                let conditions = rule.conditions.iter().map(|condition| self.renewed(condition));
+                Some(Rule {
+                    name: Arc::clone(&rule.name),
+                    conditions: conditions.collect(),
+                    action: rule.action,
+                    hits: Arc::clone(self.counters.get(&rule.name)?),
+                })
             })
             .collect();
         self.current = (!rules.is_empty()).then(|| Arc::new(Rules::new(rules)));
+    }
+
+    /// A condition with what its lists say now.
+    fn renewed(&self, condition: &Condition) -> Condition {
+        let Condition::List(lists) = condition else { return condition.clone() };
+        let renewed = lists.iter().map(|list| {
+            let content = self.lists.get(&list.name).unwrap_or(&list.content);
+            NamedList { name: Arc::clone(&list.name), content: Arc::clone(content) }
+        });
+        Condition::List(renewed.collect())
     }
 
     /// What snapshots get; nothing where there are no rules.
