@@ -88,10 +88,11 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
         for key in if is_diverted { &of_proxies[..2] } else { of_proxies } {
             if let Some(node) = table.get(key) {
                 let hint = "protocol = \"socks\", \"socks5\", \"http\" or \"mixed\"".to_owned();
-                node.report(
-                    "has no meaning here: these clients speak to nobody but their destination",
-                    Some(hint),
-                );
+                let why = match is_diverted {
+                    true => "has no meaning here: these clients speak to nobody but their destination",
+                    false => "has no meaning where the protocol is tcp",
+                };
+                node.report(why, Some(hint));
             }
         }
     }
