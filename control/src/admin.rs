@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use crate::daemon::{Event, Observation, Word};
 use crate::explain::{self, Question};
 use crate::histogram::Source;
 use crate::model::{BindAddress, Token};
+use crate::rules::pac;
 use crate::{metrics, status as figures};
 
 /// Connections at once; more wait in the accept queue.
@@ -112,6 +113,7 @@ fn routes(scope: Scope, gate: Gate, events: mpsc::Sender<Event>) -> Router {
         .route("/status", get(status))
         .route("/events", get(history))
         .route("/explain", get(explained))
+        .route("/proxy.pac", get(proxy_auto_config))
         .route("/histograms", get(histograms))
         .route("/histograms.hlog", get(histogram_log))
         .route("/metrics", get(scrape));
@@ -152,11 +154,16 @@ async fn guard(State(gate): State<Gate>, request: Request, next: Next) -> Respon
 /// Whether the `Host` is an address or `localhost`: a name could be one that an attacker lets resolve to us.
 fn is_own_host(headers: &HeaderMap) -> bool {
     let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return false };
-    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+    let name = host_name(host);
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+}
+
+/// The name or address of a `Host`, without the port.
+fn host_name(host: &str) -> &str {
+    match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((literal, _port)) => literal,
         None => host.rsplit_once(':').map_or(host, |(name, _port)| name),
-    };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+    }
 }
 
 fn bears(headers: &HeaderMap, token: &Token) -> bool {
@@ -195,6 +202,40 @@ async fn explained(
         },
         None => ending(),
     }
+}
+
+/// The rules for browsers. A wildcard address stands for the one that the browser has asked at.
+async fn proxy_auto_config(
+    State(events): State<mpsc::Sender<Event>>,
+    Query(query): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+) -> Response {
+    const CONTENT_TYPE: &str = "application/x-ns-proxy-autoconfig";
+    let Some(observation) = observe(&events).await else { return ending() };
+    let snapshot = &observation.snapshot;
+    let Some(listener) = pac::listener(snapshot, query.get("listener").map(String::as_str)) else {
+        return (StatusCode::NOT_FOUND, "there is no such listener that is a proxy\n").into_response();
+    };
+    let bound = snapshot.binds.iter().filter(|bind| bind.listener == listener);
+    let bound = bound.filter_map(|bind| bind.address.parse::<SocketAddr>().ok()).next();
+    let asked_at = headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(host_name);
+    let proxy = match (query.get("proxy"), bound) {
+        (Some(proxy), _) => proxy.clone(),
+        (None, Some(address)) if !address.ip().is_unspecified() => address.to_string(),
+        (None, Some(address)) => {
+            let host = asked_at.unwrap_or("localhost");
+            let brackets = if host.contains(':') { ["[", "]"] } else { ["", ""] };
+            format!("{}{host}{}:{}", brackets[0], brackets[1], address.port())
+        }
+        (None, None) => {
+            return (StatusCode::NOT_FOUND, "where is it? ask for ?proxy=HOST:PORT\n").into_response();
+        }
+    };
+    if !proxy.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte)) {
+        return (StatusCode::BAD_REQUEST, "the proxy is no HOST:PORT\n").into_response();
+    }
+    let text = pac::generate(snapshot, listener, &proxy);
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 
 async fn scrape(State(events): State<mpsc::Sender<Event>>) -> Response {

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::process::Command;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -30,6 +31,7 @@ scenarios!(Welcome:
     explain_tells_what_would_happen_and_does_not_count,
     lists_come_from_files_and_follow_them,
     a_broken_list_changes_nothing_and_is_told,
+    browsers_get_the_rules_as_a_proxy_auto_config,
 );
 
 /// Servers `a` and `b`, a `mixed` listener that leads to `a`, and these rules.
@@ -301,6 +303,69 @@ fn a_broken_list_changes_nothing_and_is_told(engine: Engine) {
     put(&daemon.path("plain.txt"), "c.example\n");
     daemon.reload(&config(&[&a, &b], BY_LIST)).unwrap();
     assert_eq!(served_by("c.example"), Some('b'));
+}
+
+fn browsers_get_the_rules_as_a_proxy_auto_config(engine: Engine) {
+    let a = Server::named(b'a');
+    let rules = r#"
+        [[rule]]
+        name = "no"
+        domain_keyword = "tracker"
+        action = "reject"
+        [[rule]]
+        name = "ann"
+        user = "ann"
+        domain = "secret.example"
+        target = "direct"
+        [[rule]]
+        name = "near"
+        domain_suffix = "near.example"
+        domain_regex = '^ad\d+\.'
+        port = [80, 443]
+        target = "direct"
+        [[rule]]
+        name = "private"
+        destination = ["10.0.0.0/8", "fd00::/8"]
+        target = "direct"
+        [[rule]]
+        name = "elsewhere"
+        sni = "a.example"
+        target = "direct"
+    "#;
+    let daemon = Daemon::start(engine, &config(&[&a], rules));
+    let response = daemon.ask("GET", "/proxy.pac?listener=in");
+    assert_eq!(response.status, 200);
+    assert_eq!(response.field("Content-Type"), Some("application/x-ns-proxy-autoconfig"));
+    let text = response.text();
+    assert!(text.contains("// \"ann\", without user (the user is not known): the proxy decides."), "{text}");
+    assert!(text.contains("// \"elsewhere\" is left out"), "{text}");
+    assert_eq!(daemon.ask("GET", "/proxy.pac?listener=nobody").status, 404);
+    assert_eq!(daemon.ask("GET", "/proxy.pac?proxy=%22;evil()").status, 400);
+    let cases = [
+        ("http://tracker.near.example/", "tracker.near.example", "proxy"),
+        ("https://secret.example/", "secret.example", "proxy"),
+        ("https://www.near.example/x", "www.near.example", "DIRECT"),
+        ("https://www.near.example:8443/x", "www.near.example", "proxy"),
+        ("http://ad7.example/", "AD7.example.", "DIRECT"),
+        ("http://10.1.2.3:9/", "10.1.2.3", "DIRECT"),
+        ("http://11.1.2.3/", "11.1.2.3", "proxy"),
+        ("http://[fd00::1]/", "fd00::1", "proxy"),
+        ("https://a.example/", "a.example", "proxy"),
+    ];
+    let proxy = format!("PROXY {}", daemon.address("in"));
+    let calls: Vec<String> = cases
+        .iter()
+        .map(|(url, host, _)| format!("console.log(FindProxyForURL({url:?}, {host:?}));"))
+        .collect();
+    let script = format!("{text}{}", calls.join("\n"));
+    let Ok(told) = Command::new("node").arg("-e").arg(&script).output() else {
+        eprintln!("SKIPPED: node is not installed");
+        return;
+    };
+    assert!(told.status.success(), "{}\n{text}", String::from_utf8_lossy(&told.stderr));
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    let expected = cases.map(|(.., way)| if way == "proxy" { proxy.as_str() } else { way });
+    assert_eq!(told.lines().collect::<Vec<_>>(), expected, "{text}");
 }
 
 #[test]

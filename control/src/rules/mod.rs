@@ -1,6 +1,7 @@
 //! The rules of the configuration as snapshots have them, with counters that live on by name.
 
 pub(crate) mod files;
+pub(crate) mod pac;
 
 use std::collections::HashMap;
 use std::sync::Arc;
