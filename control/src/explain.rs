@@ -197,11 +197,11 @@ fn shortcoming(condition: &Condition, facts: &Facts<'_>) -> String {
     match condition {
         Condition::Listener(_) => "it is for other listeners".to_owned(),
         Condition::User(_) => other(facts.user, "the client is no user"),
-        Condition::Source(_) => match facts.client {
+        Condition::Source(_) | Condition::SourceCountry(_) => match facts.client {
             ClientAddr::Ip(address) => other(Some(&address.ip().to_string()), ""),
             ClientAddr::Unix => "the client has no address (--from)".to_owned(),
         },
-        Condition::Destination(_) => match facts.destination {
+        Condition::Destination(_) | Condition::Country(_) => match facts.destination {
             Some(Destination::Address(address)) => other(Some(&address.ip().to_string()), ""),
             Some(Destination::Name(..)) => "the destination is a name, which is not resolved".to_owned(),
             None => "the client names no destination (--to)".to_owned(),

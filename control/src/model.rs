@@ -13,7 +13,7 @@ use ringweir_flow::health::Terms;
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::rules::list::{Format, List};
-use ringweir_flow::rules::{Action, Condition};
+use ringweir_flow::rules::{Action, Condition, Countries};
 use ringweir_flow::snapshot::{Group, Hop, Protocol, ProxyProtocol, TargetIndex, Timeouts, Towards};
 use ringweir_flow::users::Users;
 use ringweir_flow::way::Splicing;
@@ -54,6 +54,8 @@ pub struct Config {
     pub rules: Vec<Rule>,
     /// The lists that they go by.
     pub lists: Vec<ListFile>,
+    /// By which they know countries.
+    pub countries: Option<CountryFile>,
     /// The targets, as written; [`TargetIndex`] points here and at the same place in the snapshot.
     pub targets: Vec<Target>,
 }
@@ -249,6 +251,17 @@ pub struct ListFile {
     pub stamp: Option<Stamp>,
     /// What it said then.
     pub content: Arc<List>,
+}
+
+/// A table of countries that rules go by.
+#[derive(Clone, Debug)]
+pub struct CountryFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Of the file as it was when it was read.
+    pub stamp: Option<Stamp>,
+    /// What it said then.
+    pub content: Arc<Countries>,
 }
 
 /// Where a listener is bound.

@@ -32,6 +32,7 @@ scenarios!(Welcome:
     lists_come_from_files_and_follow_them,
     a_broken_list_changes_nothing_and_is_told,
     browsers_get_the_rules_as_a_proxy_auto_config,
+    countries_come_from_a_file_and_follow_it,
 );
 
 /// Servers `a` and `b`, a `mixed` listener that leads to `a`, and these rules.
@@ -366,6 +367,66 @@ fn browsers_get_the_rules_as_a_proxy_auto_config(engine: Engine) {
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     let expected = cases.map(|(.., way)| if way == "proxy" { proxy.as_str() } else { way });
     assert_eq!(told.lines().collect::<Vec<_>>(), expected, "{text}");
+}
+
+/// A file in MaxMind's format (version 2.0) that knows the country of one network of IPv4, given by its first bits.
+fn country_file(bits: &[u8], code: &str) -> Vec<u8> {
+    let text = |text: &str| [&[0x40 | text.len() as u8], text.as_bytes()].concat();
+    let map = |entries: &[Vec<u8>]| [&[0xe0 | (entries.len() / 2) as u8][..], &entries.concat()].concat();
+    let data = map(&[text("country"), map(&[text("iso_code"), text(code)])]);
+    let nodes = bits.len() as u32;
+    let mut tree = Vec::new();
+    for (index, bit) in bits.iter().enumerate() {
+        let next = if index + 1 == bits.len() { nodes + 16 } else { index as u32 + 1 };
+        let records = if *bit == 0 { [next, nodes] } else { [nodes, next] };
+        records.iter().for_each(|record| tree.extend(&record.to_be_bytes()[1..]));
+    }
+    let small = |number: u16| [&[0xa2][..], &number.to_be_bytes()].concat();
+    let medium = |number: u32| [&[0xc4][..], &number.to_be_bytes()].concat();
+    let metadata = map(&[
+        text("node_count"),
+        medium(nodes),
+        text("record_size"),
+        small(24),
+        text("ip_version"),
+        small(4),
+        text("database_type"),
+        text("Test-Country"),
+        text("languages"),
+        vec![0x00, 0x04],
+        text("binary_format_major_version"),
+        small(2),
+        text("binary_format_minor_version"),
+        small(0),
+        text("build_epoch"),
+        vec![0x04, 0x02, 0, 0, 0, 1],
+        text("description"),
+        map(&[]),
+    ]);
+    [&tree[..], &[0; 16], &data, b"\xab\xcd\xefMaxMind.com", &metadata].concat()
+}
+
+fn countries_come_from_a_file_and_follow_it(engine: Engine) {
+    let (a, b) = (Server::named(b'a'), Server::named(b'b'));
+    let setup = Setup::new(engine);
+    let file = setup.folder().join("countries.mmdb");
+    // 10.0.0.0/8
+    let ten = [0, 0, 0, 0, 1, 0, 1, 0];
+    fs::write(&file, country_file(&ten, "DE")).unwrap();
+    let rules =
+        "[[rule]]\ncountry = [\"de\", \"FR\"]\ntarget = \"b\"\n[country]\nfile = \"countries.mmdb\"\n";
+    let daemon = setup.start(&config(&[&a, &b], rules));
+    let served_by = |text: &str| ask(&daemon, &socks_ip(text.parse().unwrap()), 80).1;
+    assert_eq!(served_by("10.1.2.3"), Some('b'));
+    assert_eq!(served_by("11.1.2.3"), Some('a'));
+    assert_eq!(ask(&daemon, &socks_name("ten.example"), 80), (0, Some('a')), "names are not resolved");
+    fs::write(file.with_extension("new"), country_file(&ten, "US")).unwrap();
+    fs::rename(file.with_extension("new"), &file).unwrap();
+    eventually(PATIENCE, "the new table is in force", || served_by("10.1.2.3") == Some('a'));
+    fs::write(file.with_extension("new"), "no such file").unwrap();
+    fs::rename(file.with_extension("new"), &file).unwrap();
+    daemon.wait_line("the mistake", |line| line.contains("broken") && line.contains("MaxMind"));
+    assert_eq!(served_by("10.1.2.3"), Some('a'));
 }
 
 #[test]

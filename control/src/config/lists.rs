@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use ringweir_flow::rules::Countries;
 use ringweir_flow::rules::list::{Format, List};
 
 use super::diagnostic::Place;
 use super::reader::{Node, Table};
 use super::schema;
 use super::targets::is_name;
-use crate::model::ListFile;
+use crate::model::{CountryFile, ListFile};
 use crate::rules::files;
 
 /// The words for how a list is written.
@@ -46,4 +47,16 @@ fn list(name: &str, node: &Node<'_>, folder: &Path) -> Option<ListFile> {
     });
     let format = format.unwrap_or(Format::Plain);
     Some(ListFile { name: name.into(), path, format, stamp, content: Arc::new(content) })
+}
+
+/// The table of countries.
+pub(crate) fn countries(root: &Table<'_>, folder: &Path) -> Option<CountryFile> {
+    let file = root.get("country")?.table(schema::COUNTRY)?.required("file")?;
+    let path = folder.join(file.string()?);
+    let stamp = files::stamp(&path);
+    let content = files::read_countries(&path).unwrap_or_else(|problem| {
+        file.report(format!("{} {problem}", path.display()), None);
+        Countries::default()
+    });
+    Some(CountryFile { path, stamp, content: Arc::new(content) })
 }

@@ -75,7 +75,8 @@ fn config(root: &Table<'_>, folder: &Path) -> Config {
     let declared = targets::declared(root, &checks, folder);
     let raw = listeners::read(root, timeouts, folder);
     let lists = lists::read(root, folder);
-    let ruled = rules::read(root, &lists);
+    let countries = lists::countries(root, folder);
+    let ruled = rules::read(root, rules::Files { lists: &lists, countries: countries.as_ref() });
     let graph = graph::build(declared, &raw, &ruled);
     let (rules, needs) = rules::judge(ruled, &raw, &graph);
     let listeners = listeners::judge(raw, &graph, &needs);
@@ -95,6 +96,7 @@ fn config(root: &Table<'_>, folder: &Path) -> Config {
         listeners,
         rules,
         lists,
+        countries,
         targets: graph.targets,
     }
 }

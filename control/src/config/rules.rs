@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ringweir_flow::rules::names::{Builder, NameSet, Reach};
-use ringweir_flow::rules::{Action, Condition, Domains, MAX_RULES, NamedList};
+use ringweir_flow::rules::{Action, Code, Condition, Domains, MAX_RULES, NamedList, Origins};
 use ringweir_flow::snapshot::{ListenerIndex, Protocol, TargetIndex};
 
 use super::diagnostic::did_you_mean;
@@ -14,7 +14,7 @@ use super::listeners::{RawListener, networks};
 use super::reader::{Node, Table};
 use super::schema;
 use super::targets::is_name;
-use crate::model::{ListFile, Rule};
+use crate::model::{CountryFile, ListFile, Rule};
 
 /// A rule before its names are joined.
 #[derive(Debug)]
@@ -36,8 +36,15 @@ pub(crate) enum RulesNeed {
     Peek,
 }
 
+/// The files that rules may go by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Files<'f> {
+    pub(crate) lists: &'f [ListFile],
+    pub(crate) countries: Option<&'f CountryFile>,
+}
+
 /// Reads every rule.
-pub(crate) fn read<'a>(root: &Table<'a>, lists: &[ListFile]) -> Vec<RawRule<'a>> {
+pub(crate) fn read<'a>(root: &Table<'a>, files: Files<'_>) -> Vec<RawRule<'a>> {
     let Some(node) = root.get("rule") else { return Vec::new() };
     let Some(list) = node.list() else { return Vec::new() };
     if list.len() > MAX_RULES {
@@ -45,7 +52,7 @@ pub(crate) fn read<'a>(root: &Table<'a>, lists: &[ListFile]) -> Vec<RawRule<'a>>
         return Vec::new();
     }
     let rules: Vec<RawRule<'a>> =
-        list.iter().enumerate().filter_map(|(index, node)| rule(index, node, lists)).collect();
+        list.iter().enumerate().filter_map(|(index, node)| rule(index, node, files)).collect();
     let mut names = HashSet::new();
     for rule in rules.iter().filter(|rule| !rule.name.is_empty()) {
         if !names.insert(rule.name.as_str()) {
@@ -55,7 +62,7 @@ pub(crate) fn read<'a>(root: &Table<'a>, lists: &[ListFile]) -> Vec<RawRule<'a>>
     rules
 }
 
-fn rule<'a>(index: usize, node: &Node<'a>, lists: &[ListFile]) -> Option<RawRule<'a>> {
+fn rule<'a>(index: usize, node: &Node<'a>, files: Files<'_>) -> Option<RawRule<'a>> {
     let table = node.table(schema::RULE)?;
     let name = match table.get("name") {
         Some(node) => {
@@ -80,12 +87,12 @@ fn rule<'a>(index: usize, node: &Node<'a>, lists: &[ListFile]) -> Option<RawRule
     }
     let actions = [("reject", Action::Reject), ("drop", Action::Drop)];
     let action = action.and_then(|node| node.choice(&actions));
-    let conditions = conditions(&table, lists);
+    let conditions = conditions(&table, files);
     Some(RawRule { table, name, target, action, conditions })
 }
 
 /// All but the listeners, whose places are not known yet. Cheap conditions stand first.
-fn conditions(table: &Table<'_>, lists: &[ListFile]) -> Vec<Condition> {
+fn conditions(table: &Table<'_>, files: Files<'_>) -> Vec<Condition> {
     let mut conditions = Vec::new();
     conditions.extend(values(table, "port").map(|nodes| {
         let ports: Vec<RangeInclusive<u16>> = nodes.iter().filter_map(ports).collect();
@@ -114,11 +121,25 @@ fn conditions(table: &Table<'_>, lists: &[ListFile]) -> Vec<Condition> {
         };
         Condition::Path(nodes.iter().filter_map(prefix).collect())
     }));
-    conditions.extend(
-        values(table, "list")
-            .map(|nodes| Condition::List(nodes.iter().filter_map(|node| named_list(node, lists)).collect())),
-    );
+    conditions.extend(origins(table, "country", files).map(Condition::Country));
+    conditions.extend(origins(table, "source_country", files).map(Condition::SourceCountry));
+    conditions.extend(values(table, "list").map(|nodes| {
+        Condition::List(nodes.iter().filter_map(|node| named_list(node, files.lists)).collect())
+    }));
     conditions
+}
+
+fn origins(table: &Table<'_>, key: &'static str, files: Files<'_>) -> Option<Origins> {
+    let nodes = values(table, key)?;
+    let Some(file) = files.countries else {
+        let hint = "name a MaxMind file: [country] file = \"GeoLite2-Country.mmdb\"".to_owned();
+        table.get(key)?.report("nothing says which country an address is in", Some(hint));
+        return None;
+    };
+    let code =
+        |node: &Node<'_>| node.parsed(|text| Code::parse(text).ok_or("is no country: write it as \"DE\""));
+    let codes: Vec<Code> = nodes.iter().filter_map(code).collect();
+    Some(Origins { countries: Arc::clone(&file.content), codes: codes.into() })
 }
 
 fn named_list(node: &Node<'_>, lists: &[ListFile]) -> Option<NamedList> {
@@ -249,6 +270,8 @@ fn judge_one(
         | Condition::User(_)
         | Condition::Source(_)
         | Condition::Destination(_)
+        | Condition::Country(_)
+        | Condition::SourceCountry(_)
         | Condition::Port(_) => false,
     };
     let needs_peek = raw.conditions.iter().any(asks_of_hello)

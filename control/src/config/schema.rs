@@ -13,6 +13,7 @@ pub(crate) const ROOT: &[&str] = &[
     "listener",
     "rule",
     "list",
+    "country",
     "upstream",
     "group",
     "check",
@@ -61,9 +62,12 @@ pub(crate) const RULE: &[&str] = &[
     "host",
     "path",
     "list",
+    "country",
+    "source_country",
     "target",
     "action",
 ];
+pub(crate) const COUNTRY: &[&str] = &["file"];
 pub(crate) const LIST: &[&str] = &["file", "format"];
 pub(crate) const PROXY_PROTOCOL: &[&str] = &["trusted"];
 pub(crate) const LISTENER_TIMEOUTS: &[&str] = &["handshake", "connect", "idle", "half_close"];
@@ -147,6 +151,7 @@ pub fn known_keys() -> Vec<String> {
         ("listener.peek", PEEK),
         ("rule", RULE),
         ("list.*", LIST),
+        ("country", COUNTRY),
         ("upstream.*", UPSTREAM),
         ("upstream.*.keepalive", KEEPALIVE),
         ("upstream.*.passive", UPSTREAM_PASSIVE),

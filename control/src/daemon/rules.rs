@@ -2,7 +2,7 @@
 
 use super::Daemon;
 use crate::rules::RuleBook;
-use crate::rules::files::{Change, Watcher};
+use crate::rules::files::{Change, Content, Watcher};
 
 impl Daemon {
     /// Looks at the files of the configuration that is in force, and no longer at those of the one before.
@@ -12,17 +12,20 @@ impl Daemon {
 
     /// A file is read again; one that is broken changes nothing.
     pub(super) fn handle_change(&mut self, change: Change) {
-        let (list, path) = (&*change.name, change.path.display());
+        let file = change.path.display();
         match change.content {
             Ok(content) => {
-                let (entries, passed_over) = (content.len(), content.passed_over());
-                if self.knowledge.rules.replace(&self.config, &change.name, content) {
-                    tracing::info!(list, %path, entries, passed_over, "a list has changed");
+                let (entries, passed_over) = match &content {
+                    Content::List(list) => (list.len(), list.passed_over()),
+                    Content::Countries(countries) => (countries.len(), 0),
+                };
+                if self.knowledge.rules.replace(&self.config, &change.kind, content) {
+                    tracing::info!(%file, entries, passed_over, "a list has changed");
                     self.publish(Vec::new());
                 }
             }
             Err(error) => {
-                tracing::error!(list, %path, "a list has changed and is broken, what it said before stays: {error}");
+                tracing::error!(%file, "a list has changed and is broken, what it said before stays: {error}");
             }
         }
     }

@@ -6,13 +6,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
+use maxminddb::{MaxMindDbError, PathElement, Reader, WithinOptions};
 use ringweir_flow::rules::list::{Format, List, MAX_LIST_BYTES, Mistake};
+use ringweir_flow::rules::{Code, Countries};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval};
 
 /// How often files are looked at: soon enough for whoever waits for it, and one stat(2) each.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// The largest table of countries: those with cities have some hundred megabytes.
+const MAX_COUNTRY_BYTES: usize = 256 << 20;
+
+/// The most networks of one: several times those of the largest.
+const MAX_NETWORKS: usize = 16_000_000;
+
+/// Where MaxMind's tables keep the two letters.
+const COUNTRY_CODE: [PathElement<'static>; 2] = [PathElement::Key("country"), PathElement::Key("iso_code")];
 
 /// By what a change of a file shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,19 +53,34 @@ fn inode(_metadata: &fs::Metadata) -> u64 {
 /// A file of rules.
 #[derive(Clone, Debug)]
 pub(crate) struct Watched {
-    pub(crate) name: Arc<str>,
     pub(crate) path: PathBuf,
-    pub(crate) format: Format,
+    pub(crate) kind: Kind,
     /// That of what was read last.
     pub(crate) stamp: Option<Stamp>,
+}
+
+/// What a file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A list of this name.
+    List(Arc<str>, Format),
+    /// The table of countries.
+    Countries,
+}
+
+/// What a file says.
+#[derive(Debug)]
+pub(crate) enum Content {
+    List(Arc<List>),
+    Countries(Arc<Countries>),
 }
 
 /// A file has changed: what it says now, or why that cannot be used.
 #[derive(Debug)]
 pub(crate) struct Change {
-    pub(crate) name: Arc<str>,
+    pub(crate) kind: Kind,
     pub(crate) path: PathBuf,
-    pub(crate) content: Result<List, String>,
+    pub(crate) content: Result<Content, String>,
 }
 
 /// Looks at files for as long as it lives.
@@ -101,11 +128,47 @@ fn look_at(file: &mut Watched) -> Option<Change> {
         return None;
     }
     file.stamp = now;
-    let content = read_list(&file.path, file.format).map_err(|mistakes| {
-        let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
-        lines.join("; ")
-    });
-    Some(Change { name: Arc::clone(&file.name), path: file.path.clone(), content })
+    let content = match &file.kind {
+        Kind::List(_, format) => {
+            read_list(&file.path, *format).map(|list| Content::List(Arc::new(list))).map_err(|mistakes| {
+                let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+                lines.join("; ")
+            })
+        }
+        Kind::Countries => {
+            read_countries(&file.path).map(|countries| Content::Countries(Arc::new(countries)))
+        }
+    };
+    Some(Change { kind: file.kind.clone(), path: file.path.clone(), content })
+}
+
+/// Reads a table of countries in MaxMind's format. Every network is taken out once: a session then meets a sorted array,
+/// whatever stands in the file.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub(crate) fn read_countries(path: &Path) -> Result<Countries, String> {
+    let broken = |error: MaxMindDbError| format!("is no sound MaxMind file: {error}");
+    let reader = Reader::from_source(read(path, MAX_COUNTRY_BYTES)?).map_err(broken)?;
+    // Those without data count as well: a tree that leads in circles has no end of them.
+    let options = WithinOptions::default().include_networks_without_data();
+    let mut networks = Vec::new();
+    for (index, found) in reader.networks(options).map_err(broken)?.enumerate() {
+        if index == MAX_NETWORKS {
+            return Err(format!("has more than {MAX_NETWORKS} networks"));
+        }
+        let found = found.map_err(broken)?;
+        let code: Option<&str> = found.decode_path(&COUNTRY_CODE).map_err(broken)?;
+        if let Some(code) = code.and_then(Code::parse) {
+            let network = found.network().map_err(broken)?;
+            let network = IpNet::new(network.ip(), network.prefix()).map_err(|error| error.to_string())?;
+            networks.push((network, code));
+        }
+    }
+    if networks.is_empty() {
+        return Err("says nothing of countries".to_owned());
+    }
+    Ok(Countries::new(networks))
 }
 
 /// Reads a list.

@@ -7,12 +7,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ringweir_flow::rules::list::List;
-use ringweir_flow::rules::{Action, Condition, NamedList, Rule, RuleCounters, Rules};
+use ringweir_flow::rules::{Action, Condition, Countries, NamedList, Origins, Rule, RuleCounters, Rules};
 use ringweir_flow::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 
-use self::files::Watched;
-use crate::model::{Config, ListFile};
+use self::files::{Content, Kind, Watched};
+use crate::model::Config;
 use crate::status::{align, header};
 
 /// The rules that are in force.
@@ -21,6 +21,7 @@ pub(crate) struct RuleBook {
     current: Option<Arc<Rules>>,
     counters: HashMap<Arc<str>, Arc<RuleCounters>>,
     lists: HashMap<Arc<str>, Arc<List>>,
+    countries: Option<Arc<Countries>>,
 }
 
 impl RuleBook {
@@ -28,6 +29,7 @@ impl RuleBook {
     pub(crate) fn configure(&mut self, config: &Config, workers: usize) {
         let lists = config.lists.iter();
         self.lists = lists.map(|list| (Arc::clone(&list.name), Arc::clone(&list.content))).collect();
+        self.countries = config.countries.as_ref().map(|file| Arc::clone(&file.content));
         let known = std::mem::take(&mut self.counters);
         for rule in &config.rules {
             let hits = known.get(&rule.name).cloned();
@@ -37,23 +39,35 @@ impl RuleBook {
         self.build(config);
     }
 
-    /// Takes over what a list says now; `false` when the configuration no longer names it.
-    pub(crate) fn replace(&mut self, config: &Config, name: &Arc<str>, content: List) -> bool {
-        let Some(list) = self.lists.get_mut(name) else { return false };
-        *list = Arc::new(content);
+    /// Takes over what a file says now; `false` when the configuration no longer names it.
+    pub(crate) fn replace(&mut self, config: &Config, kind: &Kind, content: Content) -> bool {
+        match (kind, content) {
+            (Kind::List(name, _), Content::List(content)) => match self.lists.get_mut(name) {
+                Some(list) => *list = content,
+                None => return false,
+            },
+            (Kind::Countries, Content::Countries(content)) if self.countries.is_some() => {
+                self.countries = Some(content);
+            }
+            (Kind::List(..) | Kind::Countries, Content::List(_) | Content::Countries(_)) => return false,
+        }
         self.build(config);
         true
     }
 
     /// The files that a configuration goes by.
     pub(crate) fn watched(config: &Config) -> Vec<Watched> {
-        let watched = |list: &ListFile| Watched {
-            name: Arc::clone(&list.name),
+        let lists = config.lists.iter().map(|list| Watched {
             path: list.path.clone(),
-            format: list.format,
+            kind: Kind::List(Arc::clone(&list.name), list.format),
             stamp: list.stamp,
-        };
-        config.lists.iter().map(watched).collect()
+        });
+        let countries = config.countries.iter().map(|file| Watched {
+            path: file.path.clone(),
+            kind: Kind::Countries,
+            stamp: file.stamp,
+        });
+        lists.chain(countries).collect()
     }
 
     fn build(&mut self, config: &Config) {
@@ -75,12 +89,32 @@ impl RuleBook {
 
     /// A condition with what its lists say now.
     fn renewed(&self, condition: &Condition) -> Condition {
-        let Condition::List(lists) = condition else { return condition.clone() };
-        let renewed = lists.iter().map(|list| {
-            let content = self.lists.get(&list.name).unwrap_or(&list.content);
-            NamedList { name: Arc::clone(&list.name), content: Arc::clone(content) }
-        });
-        Condition::List(renewed.collect())
+        let known = |origins: &Origins| Origins {
+            countries: Arc::clone(self.countries.as_ref().unwrap_or(&origins.countries)),
+            codes: Arc::clone(&origins.codes),
+        };
+        match condition {
+            Condition::List(lists) => Condition::List(
+                lists
+                    .iter()
+                    .map(|list| {
+                        let content = self.lists.get(&list.name).unwrap_or(&list.content);
+                        NamedList { name: Arc::clone(&list.name), content: Arc::clone(content) }
+                    })
+                    .collect(),
+            ),
+            Condition::Country(origins) => Condition::Country(known(origins)),
+            Condition::SourceCountry(origins) => Condition::SourceCountry(known(origins)),
+            Condition::Listener(_)
+            | Condition::User(_)
+            | Condition::Source(_)
+            | Condition::Destination(_)
+            | Condition::Port(_)
+            | Condition::Domain(_)
+            | Condition::Sni(_)
+            | Condition::Host(_)
+            | Condition::Path(_) => condition.clone(),
+        }
     }
 
     /// What snapshots get; nothing where there are no rules.

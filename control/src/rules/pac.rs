@@ -155,7 +155,10 @@ impl Writer {
             // Proxies do not look into what they are handed.
             Condition::Listener(_) | Condition::Sni(_) => Said::Never,
             Condition::User(_) => Said::Unknown("the user is not known"),
-            Condition::Source(_) => Said::Unknown("the client's address is not known"),
+            Condition::Country(_) => Said::Unknown("only the proxy knows countries"),
+            Condition::Source(_) | Condition::SourceCountry(_) => {
+                Said::Unknown("the client's address is not known")
+            }
             Condition::Host(_) => Said::Unknown("only the proxy sees the request"),
             Condition::Path(_) => Said::Unknown("only the proxy sees the request"),
             Condition::Port(ports) => {

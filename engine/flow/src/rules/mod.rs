@@ -1,5 +1,6 @@
 //! Rules: who may go where, and over which target. They stand in order, and the first whose conditions all hold decides.
 
+mod countries;
 mod domains;
 pub mod list;
 pub mod names;
@@ -10,6 +11,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+pub use self::countries::{Code, Countries, Origins};
 pub use self::domains::{BadPattern, Domains};
 use self::list::List;
 use self::names::{Name, NameSet};
@@ -81,6 +83,10 @@ pub enum Condition {
     Host(Arc<NameSet>),
     /// How the path of an HTTP request begins.
     Path(Arc<[Arc<str>]>),
+    /// To which country, where it asks for an address.
+    Country(Origins),
+    /// From which country it comes.
+    SourceCountry(Origins),
     /// A list that the name is in, or the address that it asks for.
     List(Arc<[NamedList]>),
 }
@@ -241,6 +247,11 @@ impl Condition {
             Condition::Path(prefixes) => {
                 facts.path.is_some_and(|path| prefixes.iter().any(|prefix| path.starts_with(&**prefix)))
             }
+            Condition::Country(origins) => known.address.is_some_and(|address| origins.contain(address)),
+            Condition::SourceCountry(origins) => match facts.client {
+                ClientAddr::Ip(address) => origins.contain(address.ip()),
+                ClientAddr::Unix => false,
+            },
             Condition::List(lists) => {
                 lists.iter().any(|list| list.content.contains(known.name(), known.address))
             }
@@ -259,6 +270,8 @@ impl Condition {
             Condition::Sni(_) => "sni",
             Condition::Host(_) => "host",
             Condition::Path(_) => "path",
+            Condition::Country(_) => "country",
+            Condition::SourceCountry(_) => "source_country",
             Condition::List(_) => "list",
         }
     }
@@ -266,13 +279,16 @@ impl Condition {
     /// Whether only sessions that ask for a destination can meet it.
     pub const fn needs_destination(&self) -> bool {
         match self {
-            Condition::User(_) | Condition::Destination(_) | Condition::Port(_) => true,
+            Condition::User(_) | Condition::Destination(_) | Condition::Port(_) | Condition::Country(_) => {
+                true
+            }
             Condition::Listener(_)
             | Condition::Source(_)
             | Condition::Domain(_)
             | Condition::Sni(_)
             | Condition::Host(_)
             | Condition::Path(_)
+            | Condition::SourceCountry(_)
             | Condition::List(_) => false,
         }
     }
@@ -289,6 +305,8 @@ impl Condition {
             | Condition::User(_)
             | Condition::Source(_)
             | Condition::Destination(_)
+            | Condition::Country(_)
+            | Condition::SourceCountry(_)
             | Condition::Port(_) => false,
         }
     }
