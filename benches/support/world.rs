@@ -26,6 +26,7 @@ pub(crate) fn listener(protocol: Protocol, target: TargetIndex) -> Listener {
         protocol,
         target,
         ports: [].into(),
+        limits: None,
         users: None,
         allow: None,
         trusted: None,

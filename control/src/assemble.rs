@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ringweir_flow::account::{ListenerCounters, TargetCounters};
 use ringweir_flow::affinity::Affinity;
+use ringweir_flow::limits::{Limits, Sources};
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::snapshot::{
     Bind, FirstHop, Health, Hop, Listener, ListenerIndex, Member, Route, Snapshot, Target, TargetIndex,
@@ -37,6 +38,8 @@ pub(crate) struct Knowledge {
     pub(crate) selected: Selections,
     /// Whom which member of a group served, by group: a reload does not forget it.
     affinities: HashMap<Arc<str>, Arc<Affinity>>,
+    /// Who has how many sessions, by listener: those that run are counted on.
+    sources: HashMap<Arc<str>, Arc<Sources>>,
     listener_counters: HashMap<Arc<str>, Arc<ListenerCounters>>,
     /// What is decided before sessions are dispatched.
     pub(crate) rules: RuleBook,
@@ -60,6 +63,7 @@ impl Knowledge {
         self.counters.retain(|name, _| targets.contains(name));
         self.selected.retain(|name, _| targets.contains(name));
         self.affinities.retain(|name, _| targets.contains(name));
+        self.sources.retain(|name, _| listeners.contains(name));
         self.listener_counters.retain(|name, _| listeners.contains(name));
     }
 }
@@ -83,6 +87,7 @@ pub(crate) fn assemble(
             target: listener.target,
             users: listener.users.clone(),
             allow: listener.allow.clone(),
+            limits: limits(listener, &mut knowledge.sources),
             trusted: listener.trusted.clone(),
             peek: listener.peek,
             reach: listener.reach.clone(),
@@ -123,6 +128,15 @@ pub(crate) fn assemble(
         log_sessions,
         splicing: config.engine.splicing,
     }
+}
+
+fn limits(listener: &model::Listener, known: &mut HashMap<Arc<str>, Arc<Sources>>) -> Option<Limits> {
+    let (sessions, per_source) = listener.max_sessions;
+    if sessions.is_none() && per_source.is_none() {
+        return None;
+    }
+    let sources = Arc::clone(known.entry(Arc::clone(&listener.name)).or_default());
+    Some(Limits { sessions, per_source, sources })
 }
 
 /// As bound.

@@ -279,6 +279,7 @@ mod tests {
             target: TargetIndex(0),
             users: None,
             allow: None,
+            max_sessions: (None, None),
             trusted: None,
             peek: None,
             reach: Reach::Anywhere,

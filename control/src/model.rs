@@ -215,6 +215,8 @@ pub struct Listener {
     pub users: Option<Arc<Users>>,
     /// From which networks it may be used.
     pub allow: Option<Arc<[IpNet]>>,
+    /// Sessions at once, in all and of one source.
+    pub max_sessions: (Option<u64>, Option<u32>),
     /// The networks of the proxies in front that say who the client is, if there are to be such.
     pub trusted: Option<Arc<[IpNet]>>,
     /// How long is waited for what clients say first, where that is looked at.

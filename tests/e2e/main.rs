@@ -20,6 +20,7 @@ mod health;
 mod histograms;
 mod http;
 mod lifecycle;
+mod limits;
 mod names;
 mod outage;
 mod passive;

@@ -359,6 +359,7 @@ impl Witness {
             CloseReason::HandshakeTimeout => {
                 !is_complete && ends.now >= self.accepted_at + self.world.timeouts.handshake
             }
+            CloseReason::TooManySessions => self.world.limits.is_some() && closing.client == Ending::Reset,
             CloseReason::ClientNotAllowed => !self.is_allowed && closing.client == Ending::Reset,
             CloseReason::ClientProtocol
             | CloseReason::ClientAuthentication
@@ -445,6 +446,7 @@ impl Witness {
             | CloseReason::RuleDropped
             | CloseReason::HandshakeTimeout
             | CloseReason::OutOfResources
+            | CloseReason::TooManySessions
             | CloseReason::Retired
             | CloseReason::Drained
             | CloseReason::Stopped => (false, [Ending::Plain, Ending::Plain]),

@@ -220,6 +220,8 @@ impl Schedule {
         hold!(self.closed.len() as u64 == sessions, "{} of {sessions} sessions closed", self.closed.len());
         hold!(cell.active.get() == 0, "{} sessions are counted as active", cell.active.get());
         hold!(cell.accepted.get() == sessions, "{} sessions are counted", cell.accepted.get());
+        let is_empty = self.world.limits.as_ref().is_none_or(|limits| limits.sources.is_empty());
+        hold!(is_empty, "sources are counted without a session");
         for reason in CloseReason::ALL {
             let seen = self.closed.iter().filter(|closed| **closed == reason).count() as u64;
             let counted = cell.closed[reason.index()].get();

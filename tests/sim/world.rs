@@ -8,6 +8,7 @@ use std::time::Duration;
 use ringweir_flow::account::{Counter, ListenerCounters, TargetCounters};
 use ringweir_flow::close::ConnectError;
 use ringweir_flow::dial::UpstreamAddr;
+use ringweir_flow::limits::Limits;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::resolve::{ResolveError, Resolved};
 use ringweir_flow::retire::Retirement;
@@ -42,6 +43,7 @@ pub(crate) struct World {
     /// Bounds each piece that moves, so that a schedule of single bytes has few of them.
     pub(crate) grain: usize,
     splicing: Splicing,
+    pub(crate) limits: Option<Limits>,
     pub(crate) rules: Vec<Said>,
     pub(crate) rule_counters: Arc<RuleCounters>,
 }
@@ -76,6 +78,11 @@ impl World {
             kinds,
             listener_counters: Arc::new(ListenerCounters::new(1)),
             grain: [1, 40, 700, 20_000][rng.usize(..4)],
+            limits: (rng.u8(..16) == 0).then(|| Limits {
+                sessions: rng.bool().then(|| rng.u64(..=1)),
+                per_source: Some(rng.u32(1..=2)),
+                sources: Arc::default(),
+            }),
             splicing: [1, 2, 100, 5_000]
                 .map(Splicing::From)
                 .into_iter()
@@ -134,6 +141,7 @@ impl World {
             protocol: self.protocol,
             target: self.root,
             ports: [].into(),
+            limits: self.limits.clone(),
             users: self.has_users.then(|| Arc::new(users)),
             allow: self.has_allow_list.then(|| Arc::from(["10.0.0.0/8".parse().unwrap()])),
             trusted: None,

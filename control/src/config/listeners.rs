@@ -31,6 +31,7 @@ pub(crate) struct RawListener<'a> {
     trusted: Option<Arc<[IpNet]>>,
     peek: Peek,
     allow_local: Arc<[IpNet]>,
+    max_sessions: (Option<u64>, Option<u32>),
     timeouts: Timeouts,
     socket: Listening,
 }
@@ -106,6 +107,10 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
     }
     Some(RawListener {
         target: table.required("target"),
+        max_sessions: (
+            table.get("max_sessions").and_then(|node| node.integer(1..=u32::MAX)).map(u64::from),
+            table.get("max_sessions_per_source").and_then(|node| node.integer(1..=u32::MAX)),
+        ),
         allow_local: table.get("allow_local").map(|node| networks(&node)).unwrap_or_default(),
         protocol: protocol.flatten().unwrap_or(Protocol::Tcp),
         socket: Listening {
@@ -234,6 +239,7 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph, need: RulesNeed) -> Listener {
         target: target.unwrap_or(TargetIndex(0)),
         users: raw.users,
         allow: raw.allow,
+        max_sessions: raw.max_sessions,
         trusted: raw.trusted,
         peek,
         reach,

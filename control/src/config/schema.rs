@@ -35,6 +35,8 @@ pub(crate) const LISTENER: &[&str] = &[
     "users_file",
     "allow",
     "allow_local",
+    "max_sessions",
+    "max_sessions_per_source",
     "timeouts",
     "interface",
     "keepalive",

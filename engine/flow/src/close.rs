@@ -45,6 +45,8 @@ pub enum CloseReason {
     IdleTimeout,
     /// One side had ended and the other was silent for the half-close timeout.
     HalfCloseTimeout,
+    /// The listener, or the client's source, has as many sessions as it may.
+    TooManySessions,
     /// No descriptor or memory was left to serve the session.
     OutOfResources,
     /// The drain deadline passed while the session was still running.
@@ -72,7 +74,7 @@ pub enum Culprit {
 
 impl CloseReason {
     /// Every reason, in the order of [`CloseReason::index`].
-    pub const ALL: [CloseReason; 23] = [
+    pub const ALL: [CloseReason; 24] = [
         CloseReason::Finished,
         CloseReason::ClientLeft,
         CloseReason::ClientReset,
@@ -93,6 +95,7 @@ impl CloseReason {
         CloseReason::HandshakeTimeout,
         CloseReason::IdleTimeout,
         CloseReason::HalfCloseTimeout,
+        CloseReason::TooManySessions,
         CloseReason::OutOfResources,
         CloseReason::Drained,
         CloseReason::Stopped,
@@ -126,6 +129,7 @@ impl CloseReason {
             CloseReason::HandshakeTimeout => "handshake-timeout",
             CloseReason::IdleTimeout => "idle-timeout",
             CloseReason::HalfCloseTimeout => "half-close-timeout",
+            CloseReason::TooManySessions => "too-many-sessions",
             CloseReason::OutOfResources => "out-of-resources",
             CloseReason::Drained => "drained",
             CloseReason::Stopped => "stopped",
@@ -153,7 +157,7 @@ impl CloseReason {
             CloseReason::HandshakeTimeout | CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout => {
                 Culprit::Timeout
             }
-            CloseReason::OutOfResources => Culprit::Limit,
+            CloseReason::TooManySessions | CloseReason::OutOfResources => Culprit::Limit,
             CloseReason::RuleRejected
             | CloseReason::RuleDropped
             | CloseReason::Drained

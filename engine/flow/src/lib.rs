@@ -17,6 +17,7 @@ pub mod dial;
 pub mod dispatch;
 pub mod health;
 pub mod histogram;
+pub mod limits;
 pub mod outgoing;
 pub mod pick;
 pub mod pump;

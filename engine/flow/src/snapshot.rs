@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use crate::account::{ListenerCounters, TargetCounters};
 use crate::affinity::Affinity;
 use crate::health::{Trial, Watch};
+use crate::limits::Limits;
 use crate::outgoing::{Keepalive, Outgoing};
 use crate::pick::{HashKey, Maglev};
 use crate::reach::Reach;
@@ -92,6 +93,8 @@ pub struct Listener {
     pub protocol: Protocol,
     /// Where its sessions are dispatched.
     pub target: TargetIndex,
+    /// How many sessions it bears; `None` for as many as there is room for.
+    pub limits: Option<Limits>,
     /// The ports that it is bound to.
     pub ports: Box<[u16]>,
     /// The users that `socks5`, `http` and `mixed` ask for; `None` asks for none.

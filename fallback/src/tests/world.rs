@@ -142,6 +142,7 @@ impl World {
             protocol: self.protocol,
             target: TargetIndex(0),
             ports: [].into(),
+            limits: None,
             users: None,
             allow: None,
             trusted: None,

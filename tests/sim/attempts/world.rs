@@ -95,6 +95,7 @@ impl World {
             protocol: Protocol::Tcp,
             target: self.root,
             ports: [].into(),
+            limits: None,
             users: None,
             allow: None,
             trusted: None,

@@ -80,6 +80,11 @@ impl Session {
         let cell = self.listener().counters.cell(self.view.worker());
         cell.active.sub(1);
         cell.closed[closing.reason.index()].add(1);
+        if self.is_limited
+            && let Some(limits) = &self.listener().limits
+        {
+            limits.leave(&self.client);
+        }
         self.closing = Some(closing);
     }
 }

@@ -115,6 +115,7 @@ mod tests {
             protocol: Protocol::Tcp,
             target: TargetIndex(0),
             ports: [].into(),
+            limits: None,
             users: None,
             allow: None,
             trusted: None,

@@ -77,6 +77,21 @@ impl Session {
             self.turn_away();
             return;
         }
+        if let Some(limits) = &listener.limits {
+            self.is_limited = true;
+            if let Err(full) = limits.enter(&self.client, listener.counters.sum(|cell| &cell.active)) {
+                if limits.is_worth_a_warning(now) {
+                    let name = &*listener.name;
+                    tracing::warn!(listener = name, client = %self.client, ?full, "clients are turned away");
+                }
+                self.close(Closing {
+                    reason: CloseReason::TooManySessions,
+                    client: Ending::Reset,
+                    upstream: Ending::Plain,
+                });
+                return;
+            }
+        }
         let Some(setup) = &mut self.setup else { return };
         match Handshake::new(listener.protocol) {
             Some(wire) => {

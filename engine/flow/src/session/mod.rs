@@ -140,6 +140,8 @@ pub struct Session {
     setup: Option<Box<Setup>>,
     pumps: Option<Pumps>,
     first_byte: FirstByte,
+    /// Whether the limits of its listener know of it.
+    is_limited: bool,
     /// The member that serves it has gone, and the session is to follow.
     retiring: Option<Box<Retiring>>,
 }
@@ -211,6 +213,7 @@ impl Session {
             setup: Some(setup),
             pumps: None,
             first_byte: FirstByte::Awaited,
+            is_limited: false,
             retiring: None,
         };
         session.receive_client(now);
