@@ -150,19 +150,30 @@ async fn a_fleet_serves_as_long_as_anybody_is_well() {
 }
 
 fn configuration(targets: usize, double_check: bool, rng: &mut fastrand::Rng) -> String {
-    let policies =
-        ["round-robin", "random", "least-connections", "least-latency", "failover", "hash", "race"];
+    let policies = [
+        "round-robin",
+        "random",
+        "least-connections",
+        "least-latency",
+        "failover",
+        "failover\"\norder = \"latency\"\ntolerance = \"100ms",
+        "hash",
+        "race",
+    ];
     let policy = policies[rng.usize(..policies.len())];
     let commit = ["connect", "first-byte"][rng.usize(..2)];
     let slow_start = match policy {
-        "failover" | "hash" | "race" => "",
-        _ => ["", "slow_start = \"20s\"\n"][rng.usize(..2)],
+        "round-robin" | "random" | "least-connections" | "least-latency" => {
+            ["", "slow_start = \"20s\"\n"][rng.usize(..2)]
+        }
+        _ => "",
     };
+    let max_ejected = [0.0, 0.34, 0.5, 1.0][rng.usize(..4)];
     let names: Vec<String> = (0..targets).map(|target| format!("t{target}")).collect();
     let mut text = format!(
         "[[listener]]\nname = \"in\"\nbind = \"127.0.0.1:0\"\ntarget = \"pool\"\n[timeouts]\nconnect = \"2s\"\n\
          [group.pool]\npolicy = \"{policy}\"\nmembers = {names:?}\ncommit = \"{commit}\"\nattempt_timeout = \"2s\"\n\
-         check = \"alive\"\npassive = {{ failures = 3, eject = \"3s\", max_eject = \"12s\" }}\n{slow_start}\
+         check = \"alive\"\npassive = {{ failures = 3, eject = \"3s\", max_eject = \"12s\", max_ejected = {max_ejected:?} }}\n{slow_start}\
          [check.alive]\nschedule = [\"1s\"]\ntimeout = \"1s\"\ndouble_check = {double_check}\n"
     );
     for (number, name) in names.iter().enumerate() {
@@ -327,7 +338,10 @@ impl World {
         let finding = Finding {
             target: Arc::clone(&name),
             error: (!is_well).then(|| "failed".to_owned()),
-            took: PROBE,
+            took: match self.mood(target) {
+                Mood::Well(latency_ms) => Duration::from_millis(latency_ms),
+                Mood::Refuses | Mood::Hangs | Mood::Mute => PROBE,
+            },
             stages: Vec::new(),
             evidence,
             health: self.targets[target].verdict.health(),
@@ -447,8 +461,10 @@ impl World {
             .map(|target| self.snapshot.targets[self.index_of(target)].health)
             .collect();
         let ejected = healths.iter().filter(|health| **health == Health::Ejected).count();
-        if ejected > healths.len() / 2 {
-            return Err(format!("{ejected} of {} are ejected", healths.len()));
+        let pool = self.config.targets.iter().find(|target| &*target.name == "pool");
+        let share = pool.map_or(0.0, |target| target.health.max_ejected);
+        if ejected > (healths.len() as f64 * share).floor() as usize {
+            return Err(format!("{ejected} of {} are ejected, {share} may be", healths.len()));
         }
         let (outage, outages) = self.knowledge.care.outage();
         self.seen.outages = outages;
