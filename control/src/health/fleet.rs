@@ -97,6 +97,8 @@ struct World {
     /// Since when nothing gets out, or until when nothing did.
     outage: Option<Instant>,
     outage_ended: Option<Instant>,
+    /// When control took it to be our own outage last, be it one or not.
+    believed_at: Option<Instant>,
     /// Who served, and was not on trial, when the outage began.
     serving_before: Vec<usize>,
     sessions: Sessions,
@@ -215,6 +217,7 @@ impl World {
             targets,
             outage: None,
             outage_ended: None,
+            believed_at: None,
             serving_before: Vec::new(),
             sessions: Sessions::default(),
             events: BinaryHeap::new(),
@@ -423,13 +426,11 @@ impl World {
         let is_dead = matches!(mood, Mood::Refuses | Mood::Hangs);
         let is_disturbed = self.outage.is_some() || self.outage_ended.is_some_and(|at| at + SETTLED > since);
         if is_dead && !is_disturbed && accepted_at > since + FOUND_OUT {
-            let (outage, _) = self.knowledge.care.outage();
-            // All of them may have died within one round: that is taken for an outage, and excused.
-            let is_excused =
-                outage.is_some() || self.snapshot.targets[self.index_of(target)].health == Health::Up;
-            let others_well = self.targets.iter().any(|other| other.mood.is_well() && other.since < since);
-            if others_well || !is_excused {
-                return Err(format!("t{target} was picked, which {mood:?} since {since:?}"));
+            // All of them may have died within one round: that is taken for an outage while nobody answers, and each has
+            // a probe of its own after it.
+            let is_excused = self.believed_at.is_some_and(|at| at + FOUND_OUT > accepted_at);
+            if !is_excused {
+                return Err(format!("t{target} was picked, which {mood:?} since {since:?}: {}", self.show()));
             }
         }
         Ok(())
@@ -468,6 +469,9 @@ impl World {
         }
         let (outage, outages) = self.knowledge.care.outage();
         self.seen.outages = outages;
+        if outage.is_some() {
+            self.believed_at = Some(self.now);
+        }
         for (target, health) in healths.iter().enumerate() {
             let known = &self.targets[target];
             let was_well = |at: Instant| known.mood.is_well() && known.since + SETTLED < at;
