@@ -62,6 +62,16 @@ pub(crate) enum BindError {
     Option { listener: Arc<str>, error: OptionError },
 }
 
+impl BindError {
+    /// Whether somebody else has the address.
+    pub(crate) fn is_in_use(&self) -> bool {
+        match self {
+            BindError::Address { error, .. } => error.kind() == io::ErrorKind::AddrInUse,
+            BindError::Option { .. } => false,
+        }
+    }
+}
+
 /// Opens what the configuration names and is not open yet. On an error everything that was opened is closed again.
 pub(crate) fn open_all(
     config: &Config,

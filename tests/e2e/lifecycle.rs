@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::harness::client::{ask_name, assert_echo, connect, is_served, read_rest, socks_tunnel};
-use crate::harness::daemon::{Daemon, Setup, ringweir};
+use crate::harness::daemon::{Daemon, Setup, free_port, ringweir};
 use crate::harness::pattern::{End, UP};
 use crate::harness::server::{Refuser, Server};
 use crate::harness::status::{health, named};
@@ -24,10 +24,23 @@ scenarios!(Welcome:
     nobody_is_served_when_every_member_is_drained,
     a_disabled_target_is_neither_picked_nor_probed,
     a_taken_port_refuses_to_start,
+    a_killed_daemon_can_be_started_again_at_once,
     session_lines_tell_everything_in_text,
     session_lines_tell_everything_in_json,
     sessions_are_silent_by_default,
 );
+
+fn a_killed_daemon_can_be_started_again_at_once(engine: Engine) {
+    let server = Server::echo();
+    let port = free_port();
+    let config = to(server.address()).replace("127.0.0.1:0", &format!("127.0.0.1:{port}"));
+    for _ in 0..5 {
+        let mut daemon = Daemon::start(engine, &config);
+        assert!(is_served(daemon.address("in")));
+        daemon.signal(Signal::KILL);
+        daemon.wait_exit(PATIENCE);
+    }
+}
 
 fn sigterm_waits_for_running_sessions(engine: Engine) {
     let server = Server::echo();
