@@ -4,12 +4,19 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ringweir_flow::snapshot::BindId;
 use ringweir_socket::{Listening, OptionError, SocketOption};
 use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::time::{Instant, sleep};
 
 use crate::model::{BindAddress, Config, Listener, TargetKind, Upstream};
+
+/// How long an address that is in use is waited for at a start, and how often it is tried: the kernel takes a moment to
+/// close the listening sockets that a killed process had in its rings.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
+const ADDRESS_LOOK: Duration = Duration::from_millis(20);
 
 /// The sockets of one bind.
 pub type Opened = (BindId, Vec<Socket>);
@@ -68,6 +75,22 @@ impl BindError {
         match self {
             BindError::Address { error, .. } => error.kind() == io::ErrorKind::AddrInUse,
             BindError::Option { .. } => false,
+        }
+    }
+}
+
+/// Opens everything, and waits a little for an address that is in use.
+pub(crate) async fn open_at_start(
+    config: &Config,
+    workers: usize,
+) -> Result<(Vec<OpenBind>, Vec<Opened>, u64), String> {
+    let begun = Instant::now();
+    loop {
+        match open_all(config, &[], workers, 1) {
+            Err(error) if error.is_in_use() && begun.elapsed() < ADDRESS_PATIENCE => {
+                sleep(ADDRESS_LOOK).await;
+            }
+            opened => return opened.map_err(|error| error.to_string()),
         }
     }
 }

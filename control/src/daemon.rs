@@ -41,11 +41,6 @@ const EVENTS: usize = 256;
 /// How long a probe that somebody waits for may take: less than a connection to the admin endpoint lasts.
 const LONGEST_PROBE: Duration = Duration::from_secs(9);
 
-/// How long an address that is in use is waited for at a start, and how often it is tried: the kernel takes a moment to
-/// close the listening sockets that a killed process had in its rings.
-const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
-const ADDRESS_LOOK: Duration = Duration::from_millis(20);
-
 /// How often a draining daemon looks whether its last session has ended: counters are read, nobody reports.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
@@ -203,19 +198,6 @@ pub(crate) async fn serve(
     }
 }
 
-/// Opens everything, and waits a little for an address that is in use.
-async fn open_at_start(config: &Config, workers: usize) -> Result<(Vec<OpenBind>, Vec<Opened>, u64), String> {
-    let begun = Instant::now();
-    loop {
-        match bind::open_all(config, &[], workers, 1) {
-            Err(error) if error.is_in_use() && begun.elapsed() < ADDRESS_PATIENCE => {
-                tokio::time::sleep(ADDRESS_LOOK).await;
-            }
-            opened => return opened.map_err(|error| error.to_string()),
-        }
-    }
-}
-
 /// Before anybody is served: a daemon that cannot be asked is not the one that was configured.
 async fn open_admin(
     config: &Config,
@@ -300,7 +282,7 @@ impl Daemon {
         knowledge.rules.configure(&config, workers);
         knowledge.care.reconfigure(&config);
         bind::try_upstreams(&config)?;
-        let (binds, opened, next_bind) = open_at_start(&config, workers).await?;
+        let (binds, opened, next_bind) = bind::open_at_start(&config, workers).await?;
         resolve::locate(&config, &names, &mut knowledge).await;
         let snapshot = Arc::new(assemble(&config, &mut knowledge, &binds, workers, 1, config.log.sessions));
         let started = start(StartRequest {
