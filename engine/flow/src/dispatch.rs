@@ -518,4 +518,74 @@ mod tests {
         dispatch.handle_failed(first.branch, at(100));
         assert_eq!(next(&mut dispatch, &view, at(100)), Next::Exhausted, "it was the only one");
     }
+
+    /// Groups of this policy over leaves that may be picked or not, in any shape; the root is the last. No budget runs out.
+    fn tree(shape: &[(u8, u8)], policy: Policy) -> Vec<Target> {
+        let (mut targets, mut loose): (Vec<Target>, Vec<u32>) = (Vec::new(), Vec::new());
+        for &(kind, health) in shape {
+            let index = targets.len() as u32;
+            let count = usize::from(kind % 4).min(loose.len());
+            if count < 2 {
+                targets.push(upstream([Health::Up, Health::Up, Health::Down][usize::from(health % 3)]));
+            } else {
+                let members = loose.split_off(loose.len() - count);
+                let mut group = group_by(policy, &members, 64, 3600);
+                let is_up = |member: &u32| targets[*member as usize].health.is_available();
+                group.health = if members.iter().any(is_up) { Health::Up } else { Health::Down };
+                targets.push(group);
+            }
+            loose.push(index);
+        }
+        targets.push(group_by(policy, &loose, 64, 3600));
+        targets
+    }
+
+    /// The leaves that may be picked, as written.
+    fn leaves(view: &View, from: u32) -> Vec<u32> {
+        match &view.snapshot().target(TargetIndex(from)).kind {
+            _ if !view.snapshot().target(TargetIndex(from)).is_available() => Vec::new(),
+            TargetKind::Upstream(_) => vec![from],
+            TargetKind::Group(group) => {
+                group.members.iter().flat_map(|member| leaves(view, member.target.0)).collect()
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn failover_never_skips_an_untried_member(shape in proptest::collection::vec((0u8..8, 0u8..3), 1..24)) {
+            let view = view(tree(&shape, Policy::Failover));
+            let root = view.snapshot().targets.len() as u32 - 1;
+            proptest::prop_assert_eq!(all(&view, root), leaves(&view, root));
+        }
+
+        #[test]
+        fn a_race_tries_everybody_once_and_gives_up_only_when_all_have_failed(
+            shape in proptest::collection::vec((0u8..8, 0u8..3), 1..24),
+            (stagger, parallel) in (0u64..200, 1u32..5),
+            failures in proptest::collection::vec(0usize..64, 64),
+        ) {
+            let stagger = Duration::from_millis(stagger);
+            let view = view(tree(&shape, Policy::Race { stagger, parallel }));
+            let root = view.snapshot().targets.len() as u32 - 1;
+            let mut dispatch = Dispatch::new(TargetIndex(root));
+            let (mut open, mut tried): (Vec<Choice>, Vec<u32>) = (Vec::new(), Vec::new());
+            for (step, failure) in (0u64..).zip(failures) {
+                let now = at(50 * step);
+                let fresh = begun(&mut dispatch, &view, now);
+                tried.extend(upstreams(&fresh));
+                open.extend(fresh);
+                let is_over = next(&mut dispatch, &view, now) == Next::Exhausted;
+                proptest::prop_assert_eq!(is_over, open.is_empty(), "open: {:?}", open);
+                if is_over {
+                    break;
+                }
+                dispatch.handle_failed(open.swap_remove(failure % open.len()).branch, now);
+            }
+            tried.sort_unstable();
+            let mut expected = leaves(&view, root);
+            expected.sort_unstable();
+            proptest::prop_assert_eq!(tried, expected);
+        }
+    }
 }
