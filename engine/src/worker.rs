@@ -296,8 +296,8 @@ impl Worker {
 
     fn retire(&mut self, order: &Arc<Retirement>) {
         for id in self.sessions.ids() {
-            if let Some(live) = self.sessions.get_mut(id) {
-                live.session.handle_retirement(order, self.tools.now);
+            let Some(live) = self.sessions.get_mut(id) else { continue };
+            if live.session.handle_retirement(order, self.tools.now) {
                 self.drive(id);
             }
         }

@@ -100,7 +100,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, client: Stream, session: Session, 
 }
 
 impl Live {
-    /// Whether the worker has given orders; the session knows now.
+    /// Whether the worker has given orders; the session knows now. A task that was woken for an order about others looks
+    /// at its sockets all the same, which asks nothing of the system while they are not ready.
     fn obey(&mut self) -> bool {
         let mut has_called = false;
         while let Some((order, next)) = self.orders.next() {

@@ -278,7 +278,13 @@ impl Driver {
                     if tools.rng.u8(..8) == 0 {
                         order.revoke();
                     }
-                    self.session.handle_retirement(&order, tools.now);
+                    let timeout = self.session.poll_timeout();
+                    let is_concerned = self.session.handle_retirement(&order, tools.now);
+                    if !is_concerned {
+                        let (after, command) = (self.session.poll_timeout(), self.session.poll_command());
+                        let said = (timeout != after, command);
+                        hold!(said == (false, None), "an order about others made the session say {said:?}");
+                    }
                     self.witness.retired = Some((member, Arc::clone(&order)));
                     self.drive(tools)?;
                     if self.closing.is_none() && tools.rng.u8(..4) == 0 {

@@ -396,10 +396,11 @@ impl Session {
         self.close(Closing::plain(reason));
     }
 
-    /// The sessions of a member of a group are to end. The session knows whether it is one of them.
-    pub fn handle_retirement(&mut self, order: &Arc<Retirement>, now: Instant) {
+    /// The sessions of a member of a group are to end. Says whether this may be one of them: for all others nothing
+    /// has changed, and there is nothing to carry out.
+    pub fn handle_retirement(&mut self, order: &Arc<Retirement>, now: Instant) -> bool {
         if self.ended || !self.concerns(order) {
-            return;
+            return false;
         }
         let at = now + self.view.draw(order.over);
         let is_sooner = |known: &Retiring| at < known.at || known.order.is_revoked();
@@ -407,6 +408,7 @@ impl Session {
             self.retiring = Some(Box::new(Retiring { order: Arc::clone(order), at }));
         }
         self.retire(now);
+        true
     }
 
     /// Everything that [`Command::Close`] asked for is done. Called once: what is known at the end is counted.
