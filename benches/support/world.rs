@@ -6,12 +6,10 @@ use std::time::Duration;
 
 use ringweir_flow::account::{ListenerCounters, TargetCounters};
 use ringweir_flow::pick::Maglev;
-use ringweir_flow::reach::Reach;
 use ringweir_flow::snapshot::{
-    Bind, BindId, Group, Health, Listener, ListenerIndex, Member, Policy, Protocol, Role, Snapshot, Target,
-    TargetIndex, TargetKind, Timeouts, Upstream,
+    Bind, BindId, Group, Health, Listener, ListenerIndex, Member, Policy, Protocol, Snapshot, Target,
+    TargetIndex, TargetKind, Upstream,
 };
-use ringweir_flow::way::Splicing;
 
 /// How many workers the counters have cells for.
 pub(crate) const WORKERS: usize = 2;
@@ -21,21 +19,7 @@ pub(crate) const BIND: BindId = BindId(0);
 
 /// A listener whose sessions go to `target`.
 pub(crate) fn listener(protocol: Protocol, target: TargetIndex) -> Listener {
-    Listener {
-        name: "in".into(),
-        protocol,
-        target,
-        ports: [].into(),
-        limits: None,
-        users: None,
-        allow: None,
-        trusted: None,
-        peek: None,
-        reach: Reach::Anywhere,
-        timeouts: Timeouts::default(),
-        keepalive: None,
-        counters: Arc::new(ListenerCounters::new(WORKERS)),
-    }
+    Listener::new("in", protocol, target, Arc::new(ListenerCounters::new(WORKERS)))
 }
 
 /// A fixed endpoint.
@@ -45,26 +29,13 @@ pub(crate) fn endpoint(name: impl Into<Arc<str>>, address: SocketAddr) -> Target
 
 /// Any upstream or group, up.
 pub(crate) fn target(name: impl Into<Arc<str>>, kind: TargetKind) -> Target {
-    let counters = Arc::new(TargetCounters::new(WORKERS));
-    Target {
-        name: name.into(),
-        kind,
-        health: Health::Up,
-        outgoing: None,
-        send_proxy: None,
-        watch: None,
-        trial: None,
-        counters,
-    }
+    let target = Target::new(name, kind, Arc::new(TargetCounters::new(WORKERS)));
+    Target { health: Health::Up, ..target }
 }
 
 /// A policy over the first `members` targets, of weights 1, 2 and 3 in turn.
 pub(crate) fn group(policy: Policy, members: u32) -> Group {
-    let members = (0..members).map(|index| Member {
-        target: TargetIndex(index),
-        weight: 1 + index % 3,
-        role: Role::Primary,
-    });
+    let members = (0..members).map(|index| Member::primary(TargetIndex(index), 1 + index % 3));
     let names: Vec<String> = (0..members.len()).map(|index| format!("member-{index}")).collect();
     let members: Arc<[Member]> = members.collect();
     let weighted = names.iter().map(String::as_str).zip(members.iter().map(|member| member.weight));
@@ -76,13 +47,6 @@ pub(crate) fn group(policy: Policy, members: u32) -> Group {
 
 /// One listener on [`BIND`], and these targets; session logs are off, as they are unless configured.
 pub(crate) fn snapshot(listener: Listener, targets: Vec<Target>) -> Snapshot {
-    Snapshot {
-        generation: 1,
-        binds: vec![Bind { id: BIND, listener: ListenerIndex(0), address: "127.0.0.1".into() }],
-        listeners: vec![listener],
-        targets,
-        rules: None,
-        log_sessions: false,
-        splicing: Splicing::default(),
-    }
+    let bind = Bind { id: BIND, listener: ListenerIndex(0), address: "127.0.0.1".into() };
+    Snapshot { binds: vec![bind], ..Snapshot::new(vec![listener], targets) }
 }

@@ -113,23 +113,15 @@ impl World {
         }
         let targets = self.kinds.iter().zip(healths).zip(&self.target_counters).enumerate();
         let targets = targets.map(|(index, ((kind, health), counters))| Target {
-            name: index.to_string().into(),
-            kind: kind.clone(),
             health,
-            outgoing: None,
-            send_proxy: None,
-            watch: None,
-            trial: None,
-            counters: Arc::clone(counters),
+            ..Target::new(index.to_string(), kind.clone(), Arc::clone(counters))
         });
         Arc::new(Snapshot {
             generation,
-            binds: vec![],
-            listeners: vec![self.listener()],
-            targets: targets.collect(),
             rules: rules::build(&self.rules, &self.rule_counters),
             log_sessions: true,
             splicing: self.splicing,
+            ..Snapshot::new(vec![self.listener()], targets.collect())
         })
     }
 
@@ -137,19 +129,12 @@ impl World {
         let mut users = Users::default();
         users.insert(b"ann", b"secret");
         Listener {
-            name: "listener".into(),
-            protocol: self.protocol,
-            target: self.root,
-            ports: [].into(),
             limits: self.limits.clone(),
             users: self.has_users.then(|| Arc::new(users)),
             allow: self.has_allow_list.then(|| Arc::from(["10.0.0.0/8".parse().unwrap()])),
-            trusted: None,
-            peek: None,
             reach: if self.is_guarded { Reach::NotLocal { allowed: [].into() } } else { Reach::Anywhere },
             timeouts: self.timeouts,
-            keepalive: None,
-            counters: Arc::clone(&self.listener_counters),
+            ..Listener::new("listener", self.protocol, self.root, Arc::clone(&self.listener_counters))
         }
     }
 

@@ -304,8 +304,7 @@ mod tests {
     use super::*;
     use crate::account::TargetCounters;
     use crate::record::ClientAddr;
-    use crate::snapshot::{Health, Member, Policy, Role, Snapshot, Target, Upstream, WorkerIndex};
-    use crate::way::Splicing;
+    use crate::snapshot::{Health, Member, Policy, Snapshot, Target, Upstream, WorkerIndex};
 
     const CONNECT: Duration = Duration::from_secs(10);
 
@@ -314,17 +313,7 @@ mod tests {
     }
 
     fn target(kind: TargetKind, health: Health) -> Target {
-        let counters = Arc::new(TargetCounters::new(1));
-        Target {
-            name: "x".into(),
-            kind,
-            health,
-            outgoing: None,
-            send_proxy: None,
-            watch: None,
-            trial: None,
-            counters,
-        }
+        Target { health, ..Target::new("x", kind, Arc::new(TargetCounters::new(1))) }
     }
 
     fn group(members: &[u32], attempts: u32, seconds: u64) -> Target {
@@ -332,10 +321,7 @@ mod tests {
     }
 
     fn group_by(policy: Policy, members: &[u32], attempts: u32, seconds: u64) -> Target {
-        let members = members
-            .iter()
-            .map(|&index| Member { target: TargetIndex(index), weight: 1, role: Role::Primary })
-            .collect();
+        let members = members.iter().map(|&index| Member::primary(TargetIndex(index), 1)).collect();
         let attempt_timeout = Duration::from_secs(seconds);
         let group = Group::new(policy, members, attempts, attempt_timeout);
         target(TargetKind::Group(group), Health::Up)
@@ -347,16 +333,7 @@ mod tests {
     }
 
     fn view(targets: Vec<Target>) -> std::rc::Rc<View> {
-        let snapshot = Snapshot {
-            generation: 1,
-            binds: vec![],
-            listeners: vec![],
-            targets,
-            rules: None,
-            log_sessions: false,
-            splicing: Splicing::default(),
-        };
-        View::new(Arc::new(snapshot), WorkerIndex(0), 1)
+        View::new(Arc::new(Snapshot::new(vec![], targets)), WorkerIndex(0), 1)
     }
 
     fn up() -> Target {

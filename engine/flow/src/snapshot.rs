@@ -46,6 +46,19 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The first snapshot of these listeners and targets: no bind is open, no rules, no lines in the log.
+    pub fn new(listeners: Vec<Listener>, targets: Vec<Target>) -> Snapshot {
+        Snapshot {
+            generation: 1,
+            binds: Vec::new(),
+            listeners,
+            targets,
+            rules: None,
+            log_sessions: false,
+            splicing: Splicing::default(),
+        }
+    }
+
     /// A target by its index.
     pub fn target(&self, index: TargetIndex) -> &Target {
         &self.targets[index.0 as usize]
@@ -118,6 +131,32 @@ pub struct Listener {
     pub counters: Arc<ListenerCounters>,
 }
 
+impl Listener {
+    /// A listener that asks nothing of its clients and lets them go anywhere, without bounds, with the usual timeouts.
+    pub fn new(
+        name: impl Into<Arc<str>>,
+        protocol: Protocol,
+        target: TargetIndex,
+        counters: Arc<ListenerCounters>,
+    ) -> Listener {
+        Listener {
+            name: name.into(),
+            protocol,
+            target,
+            limits: None,
+            ports: [].into(),
+            users: None,
+            allow: None,
+            trusted: None,
+            peek: None,
+            reach: Reach::Anywhere,
+            timeouts: Timeouts::default(),
+            keepalive: None,
+            counters,
+        }
+    }
+}
+
 /// What a listener speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
@@ -184,6 +223,20 @@ pub struct Target {
 }
 
 impl Target {
+    /// A target of which nothing is known, nothing is special and nothing is watched.
+    pub fn new(name: impl Into<Arc<str>>, kind: TargetKind, counters: Arc<TargetCounters>) -> Target {
+        Target {
+            name: name.into(),
+            kind,
+            health: Health::Unknown,
+            outgoing: None,
+            send_proxy: None,
+            watch: None,
+            trial: None,
+            counters,
+        }
+    }
+
     /// Whether new sessions may go there; one on trial takes only the first, which [`Target::admit`] tells.
     pub fn is_available(&self) -> bool {
         self.health.is_available() && self.trial.as_ref().is_none_or(|trial| trial.is_open())
@@ -358,45 +411,18 @@ impl Group {
 
     /// Whether picks go by what a client says first.
     pub fn needs_peek(&self) -> bool {
-        let by_policy = match self.policy {
-            Policy::Hash(key) => key.is_peeked(),
-            Policy::RoundRobin
-            | Policy::Random
-            | Policy::LeastConnections
-            | Policy::LeastLatency
-            | Policy::Failover
-            | Policy::Select
-            | Policy::Race { .. } => false,
-        };
+        let by_policy = matches!(self.policy, Policy::Hash(key) if key.is_peeked());
         by_policy || self.affinity.as_ref().is_some_and(|table| table.settings().key.is_peeked())
     }
 
     /// How many members are tried at a time.
     pub fn parallel(&self) -> u32 {
-        match self.policy {
-            Policy::Race { parallel, .. } => parallel,
-            Policy::RoundRobin
-            | Policy::Random
-            | Policy::LeastConnections
-            | Policy::LeastLatency
-            | Policy::Hash(_)
-            | Policy::Failover
-            | Policy::Select => 1,
-        }
+        if let Policy::Race { parallel, .. } = self.policy { parallel } else { 1 }
     }
 
     /// How long after one member the next is begun beside it.
     pub fn stagger(&self) -> Duration {
-        match self.policy {
-            Policy::Race { stagger, .. } => stagger,
-            Policy::RoundRobin
-            | Policy::Random
-            | Policy::LeastConnections
-            | Policy::LeastLatency
-            | Policy::Hash(_)
-            | Policy::Failover
-            | Policy::Select => Duration::ZERO,
-        }
+        if let Policy::Race { stagger, .. } = self.policy { stagger } else { Duration::ZERO }
     }
 }
 
@@ -421,6 +447,13 @@ pub struct Member {
     pub weight: u32,
     /// When it is picked.
     pub role: Role,
+}
+
+impl Member {
+    /// A member that the policy picks.
+    pub const fn primary(target: TargetIndex, weight: u32) -> Member {
+        Member { target, weight, role: Role::Primary }
+    }
 }
 
 /// When a member is picked.

@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 
 use ringweir_flow::account::{ListenerCounters, TargetCounters};
 use ringweir_flow::close::CloseReason;
-use ringweir_flow::reach::Reach;
 use ringweir_flow::resolve::{ResolveError, Resolved, Resolver};
 use ringweir_flow::snapshot::{
-    Bind, BindId, Health, Listener, ListenerIndex, Protocol, Snapshot, Target, TargetIndex, TargetKind,
-    Timeouts, Upstream,
+    Bind, BindId, Listener, ListenerIndex, Protocol, Snapshot, Target, TargetIndex, TargetKind, Timeouts,
+    Upstream,
 };
 use ringweir_flow::way::Splicing;
 use ringweir_flow::wire::HostName;
@@ -138,38 +137,17 @@ impl World {
             address: address.to_string().into(),
         };
         let listener = Listener {
-            name: "in".into(),
-            protocol: self.protocol,
-            target: TargetIndex(0),
-            ports: [].into(),
-            limits: None,
-            users: None,
-            allow: None,
-            trusted: None,
-            peek: None,
-            reach: Reach::Anywhere,
             timeouts: self.timeouts,
-            keepalive: None,
-            counters: Arc::clone(&self.listener),
+            ..Listener::new("in", self.protocol, TargetIndex(0), Arc::clone(&self.listener))
         };
-        let target = Target {
-            name: "out".into(),
-            kind: TargetKind::Upstream(self.upstream.clone()),
-            health: Health::Up,
-            outgoing: None,
-            send_proxy: None,
-            watch: None,
-            trial: None,
-            counters: Arc::clone(&self.target),
-        };
+        let kind = TargetKind::Upstream(self.upstream.clone());
+        let target = Target::new("out", kind, Arc::clone(&self.target));
         Snapshot {
             generation: self.generation,
             binds: self.binds.iter().map(bind).collect(),
-            listeners: vec![listener],
-            targets: vec![target],
-            rules: None,
             log_sessions: true,
             splicing: self.splicing,
+            ..Snapshot::new(vec![listener], vec![target])
         }
     }
 }

@@ -9,7 +9,6 @@ use ringweir_flow::close::ConnectError;
 use ringweir_flow::dial::AttemptId;
 use ringweir_flow::pick::{HashKey, Maglev};
 use ringweir_flow::pump::Closing;
-use ringweir_flow::reach::Reach;
 use ringweir_flow::session::Command;
 use ringweir_flow::snapshot::{
     Commit, FirstHop, Group, Health, Hop, Listener, Member, Policy, Protocol, ProxyProtocol, Role, Route,
@@ -75,14 +74,8 @@ impl World {
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
         let targets = self.kinds.iter().zip(&self.healths).zip(&self.counters).enumerate();
         let targets = targets.map(|(index, ((kind, health), counters))| Target {
-            name: index.to_string().into(),
-            kind: kind.clone(),
             health: *health,
-            outgoing: None,
-            watch: None,
-            send_proxy: None,
-            trial: None,
-            counters: Arc::clone(counters),
+            ..Target::new(index.to_string(), kind.clone(), Arc::clone(counters))
         });
         let timeouts = Timeouts {
             handshake: NEVER,
@@ -91,29 +84,12 @@ impl World {
             half_close: Duration::from_secs(30),
         };
         let listener = Listener {
-            name: "listener".into(),
-            protocol: Protocol::Tcp,
-            target: self.root,
-            ports: [].into(),
-            limits: None,
-            users: None,
-            allow: None,
-            trusted: None,
-            peek: None,
-            reach: Reach::Anywhere,
             timeouts,
-            keepalive: None,
-            counters: Arc::clone(&self.listener),
+            ..Listener::new("listener", Protocol::Tcp, self.root, Arc::clone(&self.listener))
         };
-        Arc::new(Snapshot {
-            generation: 1,
-            binds: vec![],
-            listeners: vec![listener],
-            targets: targets.collect(),
-            rules: None,
-            log_sessions: true,
-            splicing: Splicing::Off,
-        })
+        let splicing = Splicing::Off;
+        let snapshot = Snapshot::new(vec![listener], targets.collect());
+        Arc::new(Snapshot { log_sessions: true, splicing, ..snapshot })
     }
 
     /// Somebody connects to an upstream, and may be answered.

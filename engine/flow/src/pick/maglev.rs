@@ -94,11 +94,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::snapshot::{Role, TargetIndex};
+    use crate::snapshot::TargetIndex;
 
     fn members(count: usize) -> Vec<Member> {
-        let member = |index| Member { target: TargetIndex(index), weight: 1, role: Role::Primary };
-        (0..count as u32).map(member).collect()
+        (0..count as u32).map(|index| Member::primary(TargetIndex(index), 1)).collect()
     }
 
     fn table(weights: &[u32]) -> Maglev {

@@ -106,40 +106,21 @@ pub(crate) mod tests {
     use super::*;
     use crate::account::TargetCounters;
     use crate::record::ClientAddr;
-    use crate::snapshot::{Health, Member, Target, TargetIndex, TargetKind, Upstream};
-    use crate::way::Splicing;
+    use crate::snapshot::{Member, Target, TargetIndex, TargetKind, Upstream};
 
     /// A snapshot of upstreams with these weights and a group (the last target) over them.
     pub(crate) fn world(policy: Policy, weights: &[u32]) -> (Snapshot, Group) {
-        let target = |name: String, kind| Target {
-            name: name.into(),
-            kind,
-            health: Health::Up,
-            outgoing: None,
-            send_proxy: None,
-            watch: None,
-            trial: None,
-            counters: Arc::new(TargetCounters::new(2)),
-        };
+        let target = |name: String, kind| Target::new(name, kind, Arc::new(TargetCounters::new(2)));
         let members: Arc<[Member]> = (0u32..)
             .zip(weights)
-            .map(|(index, &weight)| Member { target: TargetIndex(index), weight, role: Role::Primary })
+            .map(|(index, &weight)| Member::primary(TargetIndex(index), weight))
             .collect();
         let group = Group::new(policy, members, 8, Duration::from_secs(4));
         let mut targets: Vec<Target> = (0..weights.len())
             .map(|index| target(format!("t{index}"), TargetKind::Upstream(Upstream::Tcp([].into()))))
             .collect();
         targets.push(target("group".into(), TargetKind::Group(group.clone())));
-        let snapshot = Snapshot {
-            generation: 1,
-            binds: vec![],
-            listeners: vec![],
-            targets,
-            rules: None,
-            log_sessions: false,
-            splicing: Splicing::default(),
-        };
-        (snapshot, group)
+        (Snapshot::new(vec![], targets), group)
     }
 
     pub(crate) fn picks(

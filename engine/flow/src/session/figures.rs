@@ -83,57 +83,27 @@ mod tests {
     use crate::close::{CloseReason, ConnectError};
     use crate::dial::AttemptId;
     use crate::histogram::Histograms;
-    use crate::reach::Reach;
     use crate::record::ClientAddr;
     use crate::snapshot::{
-        Group, Health, Listener, ListenerIndex, Member, Policy, Protocol, Role, Snapshot, Target,
-        TargetIndex, TargetKind, Timeouts, Upstream, WorkerIndex,
+        Group, Listener, ListenerIndex, Member, Policy, Protocol, Snapshot, Target, TargetIndex, TargetKind,
+        Upstream, WorkerIndex,
     };
     use crate::view::View;
     use crate::way::Splicing;
 
     /// A plain listener over a group (0) of two upstreams (1 and 2), the first of which is tried first.
     fn world() -> Arc<Snapshot> {
-        let target = |kind| Target {
-            name: "x".into(),
-            kind,
-            health: Health::Up,
-            outgoing: None,
-            send_proxy: None,
-            watch: None,
-            trial: None,
-            counters: Arc::new(TargetCounters::new(1)),
-        };
+        let target = |kind| Target::new("x", kind, Arc::new(TargetCounters::new(1)));
         let upstream = || {
             let address = "192.0.2.1:80".parse().unwrap();
             target(TargetKind::Upstream(Upstream::Tcp([address].into())))
         };
-        let member = |index| Member { target: TargetIndex(index), weight: 1, role: Role::Primary };
-        let group = Group::new(Policy::Failover, [1, 2].map(member).into(), 2, Duration::from_secs(4));
-        let listener = Listener {
-            name: "in".into(),
-            protocol: Protocol::Tcp,
-            target: TargetIndex(0),
-            ports: [].into(),
-            limits: None,
-            users: None,
-            allow: None,
-            trusted: None,
-            peek: None,
-            reach: Reach::Anywhere,
-            timeouts: Timeouts::default(),
-            keepalive: None,
-            counters: Arc::new(ListenerCounters::new(1)),
-        };
-        Arc::new(Snapshot {
-            generation: 1,
-            binds: vec![],
-            listeners: vec![listener],
-            targets: vec![target(TargetKind::Group(group)), upstream(), upstream()],
-            rules: None,
-            log_sessions: false,
-            splicing: Splicing::Off,
-        })
+        let members = [1, 2].map(|index| Member::primary(TargetIndex(index), 1));
+        let group = Group::new(Policy::Failover, members.into(), 2, Duration::from_secs(4));
+        let counters = Arc::new(ListenerCounters::new(1));
+        let listener = Listener::new("in", Protocol::Tcp, TargetIndex(0), counters);
+        let targets = vec![target(TargetKind::Group(group)), upstream(), upstream()];
+        Arc::new(Snapshot { splicing: Splicing::Off, ..Snapshot::new(vec![listener], targets) })
     }
 
     fn begin(snapshot: &Arc<Snapshot>, now: Instant) -> Session {
