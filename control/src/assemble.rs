@@ -267,23 +267,30 @@ fn health(config: &Config, knowledge: &Knowledge, index: TargetIndex) -> Health 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    const CONFIG: &str = r#"
-        [[listener]]
-        name = "web"
-        bind = "127.0.0.1:0"
-        target = "outer"
-        [upstream.a]
-        address = "127.0.0.1:1"
-        [upstream.b]
-        address = "127.0.0.1:2"
+    const NESTED: &str = r#"
         [group.inner]
         members = ["a"]
-        [group.outer]
+        [group.pool]
         members = ["inner", "b"]
     "#;
+
+    /// A listener that leads to the group `pool`, and upstreams `a` and `b` for it.
+    pub(crate) fn config(groups: &str) -> Config {
+        let text = r#"
+            [[listener]]
+            name = "web"
+            bind = "127.0.0.1:0"
+            target = "pool"
+            [upstream.a]
+            address = "127.0.0.1:1"
+            [upstream.b]
+            address = "127.0.0.1:2"
+        "#;
+        crate::config::parse(&format!("{text}{groups}"), "test", std::path::Path::new("")).unwrap()
+    }
 
     fn health_of(snapshot: &Snapshot, name: &str) -> Health {
         snapshot.targets.iter().find(|target| &*target.name == name).unwrap().health
@@ -291,23 +298,23 @@ mod tests {
 
     #[test]
     fn a_group_is_as_good_as_its_best_member() {
-        let config = crate::config::parse(CONFIG, "test", std::path::Path::new("")).unwrap();
+        let config = config(NESTED);
         let mut knowledge = Knowledge::default();
         let snapshot = |knowledge: &mut Knowledge| assemble(&config, knowledge, &[], 1, 1, false);
-        assert_eq!(health_of(&snapshot(&mut knowledge), "outer"), Health::Unknown);
+        assert_eq!(health_of(&snapshot(&mut knowledge), "pool"), Health::Unknown);
         knowledge.health.insert("a".into(), Health::Down);
         assert_eq!(health_of(&snapshot(&mut knowledge), "inner"), Health::Down);
-        assert_eq!(health_of(&snapshot(&mut knowledge), "outer"), Health::Unknown);
+        assert_eq!(health_of(&snapshot(&mut knowledge), "pool"), Health::Unknown);
         knowledge.drained.insert("b".into());
         let both_out = snapshot(&mut knowledge);
-        assert_eq!(health_of(&both_out, "outer"), Health::Down, "one is down, the other drained");
+        assert_eq!(health_of(&both_out, "pool"), Health::Down, "one is down, the other drained");
         knowledge.health.insert("a".into(), Health::Up);
-        assert_eq!(health_of(&snapshot(&mut knowledge), "outer"), Health::Up);
+        assert_eq!(health_of(&snapshot(&mut knowledge), "pool"), Health::Up);
     }
 
     #[test]
     fn counters_live_on_by_name() {
-        let config = crate::config::parse(CONFIG, "test", std::path::Path::new("")).unwrap();
+        let config = config(NESTED);
         let mut knowledge = Knowledge::default();
         let first = assemble(&config, &mut knowledge, &[], 1, 1, false);
         knowledge.retain(&config);

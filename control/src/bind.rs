@@ -299,26 +299,10 @@ fn is_socket(_metadata: &std::fs::Metadata) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use ringweir_flow::reach::Reach;
-    use ringweir_flow::snapshot::{Protocol, TargetIndex, Timeouts};
-
     use super::*;
 
     fn listener() -> Listener {
-        Listener {
-            name: "l".into(),
-            binds: Vec::new(),
-            protocol: Protocol::Tcp,
-            target: TargetIndex(0),
-            users: None,
-            allow: None,
-            max_sessions: (None, None),
-            trusted: None,
-            peek: None,
-            reach: Reach::Anywhere,
-            timeouts: Timeouts::default(),
-            socket: Listening::default(),
-        }
+        crate::forward::without_file().unwrap().listeners.remove(0)
     }
 
     #[cfg(target_os = "linux")]

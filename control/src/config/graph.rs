@@ -292,19 +292,10 @@ fn finish_group(group: &DeclaredGroup<'_>, edges: &[Edge<'_, '_>], declared: &[D
     };
     let all = edges.len().clamp(1, MOST_DEFAULT_ATTEMPTS) as u32;
     let members: Arc<[Member]> = edges.iter().map(member).collect();
-    let maglev = match group.policy {
-        Policy::Hash(_) => {
-            let names = edges.iter().map(|(_, node)| node.string().unwrap_or_default());
-            Some(Arc::new(Maglev::new(names.zip(members.iter().map(|member| member.weight)))))
-        }
-        Policy::RoundRobin
-        | Policy::Random
-        | Policy::LeastConnections
-        | Policy::LeastLatency
-        | Policy::Failover
-        | Policy::Select
-        | Policy::Race { .. } => None,
-    };
+    let maglev = matches!(group.policy, Policy::Hash(_)).then(|| {
+        let names = edges.iter().map(|(_, node)| node.string().unwrap_or_default());
+        Arc::new(Maglev::new(names.zip(members.iter().map(|member| member.weight))))
+    });
     let attempts = group.attempts.unwrap_or(all);
     let mut finished = Group::new(group.policy, members, attempts, group.attempt_timeout);
     finished.commit = group.commit;

@@ -262,18 +262,11 @@ fn judge_one(
     let named = raw.table.get("listener").map(|node| listener_places(&node, listeners));
     let target = raw.target.as_ref().and_then(|node| graph.find(node));
     let is_about = |at: usize| named.as_ref().is_none_or(|named| named.contains(&ListenerIndex(at as u32)));
-    let asks_of_hello = |condition: &Condition| match condition {
-        Condition::Sni(_) | Condition::Host(_) | Condition::Path(_) => true,
-        // Rules for proxies are about names as well, and are not to make plain listeners wait.
-        Condition::Domain(_) | Condition::List(_) => named.is_some(),
-        Condition::Listener(_)
-        | Condition::User(_)
-        | Condition::Source(_)
-        | Condition::Destination(_)
-        | Condition::Country(_)
-        | Condition::SourceCountry(_)
-        | Condition::Port(_) => false,
+    // Rules for proxies are about names as well, and are not to make plain listeners wait.
+    let is_for_proxies = |condition: &Condition| {
+        named.is_none() && matches!(condition, Condition::Domain(_) | Condition::List(_))
     };
+    let asks_of_hello = |condition: &Condition| condition.needs_peek() && !is_for_proxies(condition);
     let needs_peek = raw.conditions.iter().any(asks_of_hello)
         || target.is_some_and(|target| graph.path_to_peek(target).is_some());
     for (at, listener) in listeners.iter().enumerate().filter(|(at, _)| is_about(*at)) {

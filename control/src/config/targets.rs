@@ -310,26 +310,15 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
 
 /// The keys that only a race has.
 fn race(table: &Table<'_>, policy: &mut Policy) {
-    match policy {
-        Policy::Race { stagger, parallel } => {
-            let delay =
-                table.get("stagger").and_then(|node| node.duration_from(Duration::ZERO..=LONGEST_STAGGER));
-            *stagger = delay.unwrap_or(Duration::ZERO);
-            let most = table.get("parallel").and_then(|node| node.integer(1..=MAX_PARALLEL));
-            *parallel = most.unwrap_or(MAX_PARALLEL);
-        }
-        Policy::RoundRobin
-        | Policy::Random
-        | Policy::LeastConnections
-        | Policy::LeastLatency
-        | Policy::Hash(_)
-        | Policy::Failover
-        | Policy::Select => {
-            for key in ["stagger", "parallel"] {
-                if let Some(node) = table.get(key) {
-                    node.report("has a meaning for policy = \"race\" alone", None);
-                }
-            }
+    if let Policy::Race { stagger, parallel } = policy {
+        let delay =
+            table.get("stagger").and_then(|node| node.duration_from(Duration::ZERO..=LONGEST_STAGGER));
+        *stagger = delay.unwrap_or(Duration::ZERO);
+        let most = table.get("parallel").and_then(|node| node.integer(1..=MAX_PARALLEL));
+        *parallel = most.unwrap_or(MAX_PARALLEL);
+    } else {
+        for node in ["stagger", "parallel"].into_iter().filter_map(|key| table.get(key)) {
+            node.report("has a meaning for policy = \"race\" alone", None);
         }
     }
 }

@@ -96,45 +96,36 @@ fn is_out(health: Health) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::time::Duration;
 
     use super::*;
+    use crate::assemble::tests::config;
     use crate::assemble::{Knowledge, assemble};
 
-    const CONFIG: &str = r#"
-        [[listener]]
-        name = "web"
-        bind = "127.0.0.1:0"
-        target = "pool"
-        [upstream.a]
-        address = "127.0.0.1:1"
-        [upstream.b]
-        address = "127.0.0.1:2"
+    const POOL: &str = r#"
         [group.pool]
         members = ["a", "b"]
         on_down = { close = "1m" }
     "#;
 
-    fn snapshot(text: &str, knowledge: &mut Knowledge) -> Snapshot {
-        let config = crate::config::parse(text, "test", Path::new("")).unwrap();
-        assemble(&config, knowledge, &[], 1, 1, false)
+    fn snapshot(groups: &str, knowledge: &mut Knowledge) -> Snapshot {
+        assemble(&config(groups), knowledge, &[], 1, 1, false)
     }
 
     #[test]
     fn members_that_go_are_followed_and_those_that_return_are_not() {
         let mut knowledge = Knowledge::default();
         let mut retirements = Retirements::default();
-        let before = snapshot(CONFIG, &mut knowledge);
+        let before = snapshot(POOL, &mut knowledge);
         assert!(retirements.follow(&before, &before).is_empty());
         knowledge.health.insert("a".into(), Health::Down);
-        let down = snapshot(CONFIG, &mut knowledge);
+        let down = snapshot(POOL, &mut knowledge);
         let orders = retirements.follow(&before, &down);
         let [order] = &orders[..] else { panic!("{orders:?}") };
         assert!(!order.is_revoked() && retirements.longest() > Some(Duration::from_secs(50)));
         assert!(retirements.follow(&down, &down).is_empty(), "told once");
         knowledge.health.insert("a".into(), Health::Up);
-        let up = snapshot(CONFIG, &mut knowledge);
+        let up = snapshot(POOL, &mut knowledge);
         assert!(retirements.follow(&down, &up).is_empty() && order.is_revoked());
         assert_eq!(retirements.longest(), None);
     }
@@ -143,12 +134,12 @@ mod tests {
     fn removed_and_drained_members_are_gone_as_well() {
         let mut knowledge = Knowledge::default();
         let mut retirements = Retirements::default();
-        let before = snapshot(CONFIG, &mut knowledge);
-        let without = CONFIG.replace(r#"["a", "b"]"#, r#"["a"]"#);
+        let before = snapshot(POOL, &mut knowledge);
+        let without = POOL.replace(r#"["a", "b"]"#, r#"["a"]"#);
         assert_eq!(retirements.follow(&before, &snapshot(&without, &mut knowledge)).len(), 1);
         knowledge.drained.insert("a".into());
-        assert_eq!(retirements.follow(&before, &snapshot(CONFIG, &mut knowledge)).len(), 1);
-        let keeping = CONFIG.replace(r#"{ close = "1m" }"#, r#""keep""#);
+        assert_eq!(retirements.follow(&before, &snapshot(POOL, &mut knowledge)).len(), 1);
+        let keeping = POOL.replace(r#"{ close = "1m" }"#, r#""keep""#);
         let mut others = Retirements::default();
         assert!(others.follow(&before, &snapshot(&keeping, &mut knowledge)).is_empty(), "the newest word");
     }

@@ -120,16 +120,22 @@ impl View {
         now: Instant,
         may: impl Fn(usize) -> bool,
     ) -> Option<usize> {
+        let pick_afresh = || {
+            let Private { rng, memories, .. } = &mut *self.private.borrow_mut();
+            let memory = memories[index.0 as usize].get_or_insert_with(Memory::default);
+            let mut picker = Picker { snapshot: &self.snapshot, worker: self.worker, rng, memory };
+            picker.pick(group, subject, now, &may)
+        };
         let table = group.affinity.as_deref();
         let Some((table, slot)) = table.and_then(|table| Some((table, table.slot(subject)?))) else {
-            return self.pick_afresh(index, group, subject, now, may);
+            return pick_afresh();
         };
         let known = table.find(slot, now);
         let of_known = known.as_deref().and_then(|name| self.member_named(group, name));
         if let Some(member) = of_known.filter(|member| may(*member)) {
             return Some(member);
         }
-        let picked = self.pick_afresh(index, group, subject, now, &may)?;
+        let picked = pick_afresh()?;
         match table.settings().binding {
             Binding::AtCommit => Some(picked),
             Binding::AtPick => {
@@ -150,19 +156,6 @@ impl View {
                 table.set(slot, &self.snapshot.target(pair[1]).name, now);
             }
         }
-    }
-
-    fn pick_afresh(
-        &self,
-        index: TargetIndex,
-        group: &Group,
-        subject: Subject<'_>,
-        now: Instant,
-        may: impl Fn(usize) -> bool,
-    ) -> Option<usize> {
-        let Private { rng, memories, .. } = &mut *self.private.borrow_mut();
-        let memory = memories[index.0 as usize].get_or_insert_with(Memory::default);
-        Picker { snapshot: &self.snapshot, worker: self.worker, rng, memory }.pick(group, subject, now, may)
     }
 
     fn member_named(&self, group: &Group, name: &str) -> Option<usize> {
