@@ -14,6 +14,7 @@ mod invariants;
 mod peer;
 mod rules;
 mod schedule;
+mod sticky;
 mod world;
 
 use std::cell::Cell;
