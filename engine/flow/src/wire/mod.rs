@@ -1,6 +1,7 @@
 //! The wire protocols, as state machines over bytes: fed slices in any split, they never read past them, never
 //! panic on what a peer sends, and hold no more than their named bound.
 
+mod address;
 pub mod client;
 pub mod handshake;
 pub mod http;
@@ -8,6 +9,7 @@ pub mod mixed;
 pub mod peek;
 pub mod proxy_protocol;
 mod reader;
+pub mod shadowsocks;
 pub mod socks4;
 pub mod socks5;
 

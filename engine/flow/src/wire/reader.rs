@@ -22,6 +22,12 @@ impl<'a> Reader<'a> {
         Some(first)
     }
 
+    pub(in crate::wire) fn take(&mut self, bytes: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.rest.split_at_checked(bytes)?;
+        self.rest = rest;
+        Some(taken)
+    }
+
     pub(in crate::wire) fn port(&mut self) -> Option<u16> {
         self.array().map(u16::from_be_bytes)
     }

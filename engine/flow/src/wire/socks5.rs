@@ -5,11 +5,12 @@
 //! SOCKS at all. Every message is at most 513 bytes, so it is simply parsed anew whenever more has arrived.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use super::address::{self, BadAddress};
 use super::reader::Reader;
-use super::{Answer, Body, Destination, Failure, Progress, Request};
+use super::{Answer, Body, Failure, Progress, Request};
 use crate::close::CloseReason;
 use crate::users::Users;
 
@@ -25,7 +26,6 @@ const METHOD_NONE: u8 = 0;
 const METHOD_PASSWORD: u8 = 2;
 const COMMAND_CONNECT: u8 = 1;
 const ADDRESS_IPV4: u8 = 1;
-const ADDRESS_NAME: u8 = 3;
 const ADDRESS_IPV6: u8 = 4;
 
 const NO_ACCEPTABLE_METHOD: &[u8] = &[VERSION, 0xff];
@@ -110,23 +110,9 @@ fn read_request(input: &[u8], user: &mut Option<Arc<str>>) -> Option<Progress> {
     }
     // The reserved octet: nothing depends on it, and some clients send what happens to lie there.
     reader.byte()?;
-    let destination = match reader.byte()? {
-        ADDRESS_IPV4 => {
-            let address = Ipv4Addr::from(reader.array::<4>()?);
-            Ok(Destination::Address(SocketAddr::new(IpAddr::V4(address), reader.port()?)))
-        }
-        ADDRESS_IPV6 => {
-            let address = Ipv6Addr::from(reader.array::<16>()?);
-            Ok(Destination::Address(SocketAddr::new(IpAddr::V6(address), reader.port()?)))
-        }
-        ADDRESS_NAME => {
-            let name = reader.counted()?;
-            Destination::from_host(name, reader.port()?)
-        }
-        _ => return Some(refuse(Code::AddressUnsupported, CloseReason::ClientUnsupported)),
-    };
+    let destination = address::read(&mut reader)?;
     Some(match destination {
-        Ok(destination) if destination.port() != 0 => {
+        Ok(destination) => {
             let request = Request {
                 destination,
                 user: user.take(),
@@ -136,7 +122,8 @@ fn read_request(input: &[u8], user: &mut Option<Arc<str>>) -> Option<Progress> {
             };
             Progress::request(reader.consumed(input), request)
         }
-        Ok(_) | Err(_) => refuse(Code::General, CloseReason::ClientProtocol),
+        Err(BadAddress::Type) => refuse(Code::AddressUnsupported, CloseReason::ClientUnsupported),
+        Err(BadAddress::Unreachable) => refuse(Code::General, CloseReason::ClientProtocol),
     })
 }
 
@@ -184,6 +171,7 @@ fn reply(code: Code) -> Cow<'static, [u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Destination;
     use crate::wire::Step;
 
     const CONNECT: &[u8] = &[5, 1, 0, 3, 9, b'a', b'.', b'e', b'x', b'a', b'm', b'p', b'l', b'e', 1, 0xbb];

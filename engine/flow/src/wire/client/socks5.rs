@@ -1,10 +1,10 @@
 //! The client side of SOCKS version 5 (RFC 1928), with user name and password (RFC 1929).
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Credentials, Progress, ProxyError, Step};
 use crate::wire::Destination;
+use crate::wire::address;
 use crate::wire::socks5::VERSION;
 
 const PASSWORD_VERSION: u8 = 1;
@@ -87,28 +87,7 @@ impl Handshake {
     /// Two bytes have let us in: says where to go.
     fn ask(&mut self, out: &mut Vec<u8>) -> Progress {
         out.extend_from_slice(&[VERSION, COMMAND_CONNECT, 0]);
-        let port = match &self.destination {
-            Destination::Address(address) => {
-                match address.ip() {
-                    IpAddr::V4(ip) => {
-                        out.push(ADDRESS_IPV4);
-                        out.extend_from_slice(&ip.octets());
-                    }
-                    IpAddr::V6(ip) => {
-                        out.push(ADDRESS_IPV6);
-                        out.extend_from_slice(&ip.octets());
-                    }
-                }
-                address.port()
-            }
-            Destination::Name(name, port) => {
-                // Names are no longer than an octet can say.
-                out.extend_from_slice(&[ADDRESS_NAME, name.as_str().len() as u8]);
-                out.extend_from_slice(name.as_str().as_bytes());
-                *port
-            }
-        };
-        out.extend_from_slice(&port.to_be_bytes());
+        address::write(&self.destination, out);
         self.stage = Stage::Reply;
         Progress { consumed: 2, step: Step::Incomplete }
     }
