@@ -9,7 +9,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::attempt::{Approach, Attempt};
-use super::setup::{self, Answered, Lookup, Replay};
+use super::setup::{self, Lookup, Replay};
 use super::{Command, Session, Stage};
 use crate::account::TargetCell;
 use crate::close::{CloseReason, ConnectError};
@@ -17,7 +17,7 @@ use crate::dial::{self, AttemptId, Dial, UpstreamAddr};
 use crate::dispatch::{self, Choice};
 use crate::health::Outcome;
 use crate::outgoing::{Origin, Outgoing};
-use crate::pump::{Direction, Patience, Pumps, Side};
+use crate::pump::Side;
 use crate::record::ClientAddr;
 use crate::resolve::{ResolveError, Resolved};
 use crate::snapshot::{Commit, FirstHop, Route, TargetIndex, TargetKind, Towards, Upstream};
@@ -454,97 +454,6 @@ impl Session {
                 self.lost.push(attempt.lost(ended_at, None));
             }
         }
-    }
-
-    /// Nobody is left to try.
-    fn give_up(&mut self, now: Instant) {
-        let (failure, reason) = match self.last_error {
-            None => (Failure::NoTarget, CloseReason::NoTarget),
-            Some(error) => match error {
-                ConnectError::Refused => (Failure::Refused, CloseReason::ConnectFailed),
-                ConnectError::TimedOut => (Failure::TimedOut, CloseReason::ConnectTimeout),
-                ConnectError::NetworkUnreachable => (Failure::NetworkUnreachable, CloseReason::ConnectFailed),
-                ConnectError::HostUnreachable => (Failure::HostUnreachable, CloseReason::ConnectFailed),
-                ConnectError::NotAllowed => (Failure::NotAllowed, CloseReason::DestinationNotAllowed),
-                ConnectError::NotResolved => (Failure::NotResolved, CloseReason::ResolveFailed),
-                ConnectError::OutOfResources => (Failure::OutOfResources, CloseReason::OutOfResources),
-                ConnectError::Reset
-                | ConnectError::Unanswered
-                | ConnectError::ProxyAuthentication
-                | ConnectError::ProxyRefused
-                | ConnectError::ProxyBroken
-                | ConnectError::OwnEnd
-                | ConnectError::Other(_) => (Failure::General, CloseReason::ConnectFailed),
-            },
-        };
-        self.tell_failure(failure, reason, now);
-    }
-
-    /// Tells the client that its request is fulfilled, once.
-    fn answer_success(&mut self, local: Option<SocketAddr>) {
-        let Some(setup) = &mut self.setup else { return };
-        if setup.answered == Answered::Yes {
-            return;
-        }
-        let reply = setup.answer().success(local, &mut setup.words);
-        if !reply.is_empty() {
-            setup.answered = Answered::Yes;
-            setup.commands.push_back(Command::Send(Side::Client, reply));
-        }
-    }
-
-    /// An attempt has won; `heard` is what its destination said ahead of the pump.
-    fn commit(
-        &mut self,
-        index: usize,
-        connection: AttemptId,
-        local: Option<SocketAddr>,
-        heard: &[u8],
-        now: Instant,
-    ) {
-        let Some(setup) = &mut self.setup else { return };
-        let winner = setup.attempts.swap_remove(index);
-        setup.dispatch.decide();
-        self.abandon_attempts(Some(now));
-        self.answer_success(local);
-        let timeouts = self.view.snapshot().listener(self.listener).timeouts;
-        let splicing = self.view.snapshot().splicing;
-        let Some(setup) = &mut self.setup else { return };
-        let (request, peeked) = (setup.request.as_ref(), setup.peeked.as_deref());
-        self.view.handle_committed(&winner.path, setup::subject(&self.client, request, peeked), heard, now);
-        let (bytes, allowance) = match (setup.replay.take(), winner.commit) {
-            // It has been told all that is known.
-            (Some(replay), Commit::FirstByte) => (replay.bytes.len() as u64, replay.allowance),
-            (Some(replay), Commit::Connect | Commit::Handshake) => {
-                setup.send_first(replay.bytes, replay.allowance)
-            }
-            (None, _) => {
-                let (first, allowance) = setup.take_first_bytes();
-                setup.send_first(first, allowance)
-            }
-        };
-        if !heard.is_empty() {
-            setup.commands.push_back(Command::Send(Side::Client, heard.to_vec().into()));
-        }
-        setup.commands.push_back(Command::Pump(connection));
-        setup.stage = Stage::Pumping;
-        let patience = Patience { idle: timeouts.idle, half_close: timeouts.half_close };
-        let mut pumps = Pumps::new(now, patience, splicing, allowance, setup.client_ended);
-        pumps.count_early(Direction::Up, bytes);
-        pumps.count_early(Direction::Down, heard.len() as u64);
-        self.pumps = Some(pumps);
-        self.upstream = Some(winner.upstream);
-        self.measure_commit(&winner, now);
-        self.path = winner.path;
-        self.committed_at = Some(now);
-        self.count(|cell| cell.committed.add(1));
-        self.count_bytes(Direction::Up, bytes);
-        if !heard.is_empty() {
-            self.measure_first_byte(winner.reached_at, now);
-            self.count_bytes(Direction::Down, heard.len() as u64);
-        }
-        // The member may have gone while it was being reached.
-        self.retire(now);
     }
 }
 

@@ -12,12 +12,14 @@
 
 mod approach;
 mod attempt;
+mod commit;
 mod decide;
 mod end;
 mod figures;
 mod front;
 mod introduce;
 mod look;
+mod pumping;
 mod setup;
 
 use std::borrow::Cow;
@@ -33,7 +35,7 @@ use crate::close::{CloseReason, ConnectError};
 use crate::dial::{AttemptId, UpstreamAddr};
 use crate::dispatch::Path;
 use crate::outgoing::{Origin, Outgoing};
-use crate::pump::{Closing, Direction, Ending, Pumps, Side, Step};
+use crate::pump::{Closing, Direction, Ending, Pumps, Side};
 use crate::record::{ClientAddr, LostAttempt, Record};
 use crate::resolve::Resolved;
 use crate::retire::Retirement;
@@ -41,7 +43,6 @@ use crate::rules::RuleIndex;
 use crate::snapshot::{Listener, ListenerIndex, TargetIndex};
 use crate::time::Instant;
 use crate::view::View;
-use crate::way::Refusal;
 use crate::wire::handshake::Handshake;
 use crate::wire::peek::Peek;
 use crate::wire::{Destination, HostName};
@@ -450,86 +451,6 @@ impl Session {
             self.view.spares().give_back(setup);
         }
         self.closing.take().map(Command::Close)
-    }
-
-    /// What is to be started in a direction now. Only once nothing that was commanded to be sent to the direction's
-    /// sink is unsent, with one exception: a driver that has a receive from the client under way when it carries
-    /// out [`Command::Pump`] asks for the first step of [`Direction::Up`] before the next command, sent or not, and
-    /// takes that receive for it. Such a driver polls the commands after every step, also after none; for any other
-    /// only [`Step::ShutDown`] may bring one.
-    pub fn poll_step(&mut self, direction: Direction) -> Option<Step> {
-        let is_carrying_out = self.setup.is_some();
-        let pumps = self.pumps.as_mut()?;
-        if is_carrying_out && direction == Direction::Up {
-            return pumps.adopt_receive();
-        }
-        let step = pumps.poll_step(direction);
-        match step {
-            // Either may have been the last of its direction.
-            Some(Step::ShutDown) | None => self.check_end(),
-            Some(Step::Receive(_) | Step::Send(_)) => {}
-        }
-        step
-    }
-
-    /// The source of a direction gave `bytes` bytes, at least 1.
-    pub fn handle_received(&mut self, direction: Direction, bytes: usize, now: Instant) {
-        if direction == Direction::Down && self.first_byte == FirstByte::Awaited {
-            self.measure_first_byte(self.committed_at.unwrap_or(now), now);
-        }
-        if let Some(pumps) = &mut self.pumps {
-            let is_piped = pumps.is_piping(direction);
-            let switch = pumps.handle_received(direction, bytes, now);
-            if is_piped || switch.is_some() {
-                self.count_way(direction, if is_piped { bytes as u64 } else { 0 }, switch);
-            }
-        }
-    }
-
-    /// No pipe is to be had for the receive that [`Step::Receive`] asked for: it was not begun, the next step is
-    /// another.
-    pub fn handle_pipe_refused(&mut self, direction: Direction, refusal: Refusal) {
-        if let Some(pumps) = &mut self.pumps {
-            pumps.handle_pipe_refused(direction, refusal);
-            self.ways().refused[refusal.index()].add(1);
-        }
-    }
-
-    /// The source of a direction ended its stream.
-    pub fn handle_ended(&mut self, direction: Direction, now: Instant) {
-        if let Some(pumps) = &mut self.pumps {
-            pumps.handle_ended(direction, now);
-            self.check_end();
-        }
-    }
-
-    /// Receiving from the source of a direction failed.
-    pub fn handle_receive_failed(&mut self, direction: Direction) {
-        if let Some(pumps) = &mut self.pumps {
-            pumps.handle_receive_failed(direction);
-            self.check_end();
-        }
-    }
-
-    /// The sink of a direction took the first `bytes` bytes of what was being sent.
-    pub fn handle_sent(&mut self, direction: Direction, bytes: usize, now: Instant) {
-        if let Some(pumps) = &mut self.pumps {
-            pumps.handle_sent(direction, bytes, now);
-            self.count_bytes(direction, bytes as u64);
-        }
-    }
-
-    /// Sending to the sink of a direction failed.
-    pub fn handle_send_failed(&mut self, direction: Direction) {
-        if let Some(pumps) = &mut self.pumps {
-            pumps.handle_send_failed(direction);
-            self.check_end();
-        }
-    }
-
-    /// Whether both sides are open and the pump runs.
-    pub fn is_pumping(&self) -> bool {
-        self.pumps.is_some()
     }
 
     /// The listener's settings in the snapshot that this session lives in.
