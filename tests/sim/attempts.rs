@@ -2,6 +2,7 @@
 //! groups. Its driver is plain, and what it watches is what becomes of each attempt and of each byte that is said to it.
 
 mod peer;
+mod tried;
 mod world;
 
 use std::collections::VecDeque;
@@ -18,6 +19,7 @@ use ringweir_flow::time::Instant;
 use ringweir_flow::view::View;
 
 use self::peer::Conn;
+use self::tried::Tried;
 use self::world::World;
 use crate::invariants::{Verdicts, hold};
 
@@ -47,8 +49,8 @@ fn attempts_are_never_left_open_and_hear_what_the_client_said() {
         }
     }
     println!("{seen:?}");
-    let Seen { pumped, exhausted, abandoned, parallel, replayed, proxied } = seen;
-    for count in [pumped, exhausted, abandoned, parallel, replayed, proxied] {
+    let Seen { pumped, exhausted, abandoned, parallel, replayed, proxied, broken_off, nested, late } = seen;
+    for count in [pumped, exhausted, abandoned, parallel, replayed, proxied, broken_off, nested, late] {
         assert!(count > 100, "the simulation is blind: {seen:?}");
     }
 }
@@ -65,6 +67,12 @@ struct Seen {
     replayed: u64,
     /// The winner stands behind a proxy.
     proxied: u64,
+    /// A proxy fell silent or went away amid its handshake, and somebody else served.
+    broken_off: u64,
+    /// Nobody served, and a group stood in a group.
+    nested: u64,
+    /// Nobody served, and the time of a group was up before it had tried everybody.
+    late: u64,
 }
 
 impl Seen {
@@ -75,6 +83,9 @@ impl Seen {
         self.parallel += other.parallel;
         self.replayed += other.replayed;
         self.proxied += other.proxied;
+        self.broken_off += other.broken_off;
+        self.nested += other.nested;
+        self.late += other.late;
     }
 }
 
@@ -217,7 +228,7 @@ impl Schedule {
             Event::Connected(index, result) => {
                 let conn = &mut self.conns[index];
                 // Who was given up answers nobody.
-                if conn.is_gone {
+                if conn.is_gone() {
                     return Ok(());
                 }
                 match result {
@@ -227,7 +238,7 @@ impl Schedule {
                         self.react(index);
                     }
                     Err(error) => {
-                        conn.is_gone = true;
+                        conn.ended_at = Some(self.now);
                         self.session.handle_connect_failed(conn.attempt, error, self.now);
                     }
                 }
@@ -253,7 +264,7 @@ impl Schedule {
             }
             let has_moved = if self.session.is_pumping() { self.pump()? } else { self.feed() };
             if !has_moved {
-                let open = self.conns.iter().filter(|conn| !conn.is_gone).count();
+                let open = self.conns.iter().filter(|conn| !conn.is_gone()).count();
                 self.seen.parallel = self.seen.parallel.max(u64::from(open > 1));
                 return Ok(());
             }
@@ -287,7 +298,8 @@ impl Schedule {
                 let UpstreamAddr::Tcp(address) = address else { return Err("a path".to_owned()) };
                 let known = self.conns.iter().any(|conn| conn.attempt == attempt);
                 hold!(!known && self.pumped.is_none(), "{attempt:?} is not new, or too late");
-                let (conn, result) = self.world.accept(attempt, address, self.payload.len(), &mut self.rng);
+                let (conn, result) =
+                    self.world.accept(attempt, address, self.payload.len(), self.now, &mut self.rng);
                 self.conns.push(conn);
                 if let Some((after, result)) = result {
                     self.events.push((self.now + after, Event::Connected(self.conns.len() - 1, result)));
@@ -313,8 +325,8 @@ impl Schedule {
             }
             Command::Abandon(attempt) => {
                 let index = self.index_of(attempt)?;
-                hold!(!self.conns[index].is_gone, "{attempt:?} is given up, and is gone");
-                self.conns[index].is_gone = true;
+                hold!(!self.conns[index].is_gone(), "{attempt:?} is given up, and is gone");
+                self.conns[index].ended_at = Some(self.now);
                 self.seen.abandoned = 1;
             }
             Command::NameLocal | Command::NameDestination(_) => {
@@ -330,7 +342,7 @@ impl Schedule {
                     .conns
                     .iter()
                     .enumerate()
-                    .find(|(at, conn)| !conn.is_gone && self.pumped != Some(*at));
+                    .find(|(at, conn)| !conn.is_gone() && self.pumped != Some(*at));
                 hold!(left.is_none(), "{:?} is left open", left.map(|(_, conn)| conn.attempt));
                 if let Some(record) = self.session.record(closing.reason, self.now) {
                     self.note(|| format!("  {record:?}"));
@@ -343,7 +355,7 @@ impl Schedule {
 
     fn start_pump(&mut self, attempt: AttemptId) -> Verdicts {
         let index = self.open(attempt)?;
-        let others = self.conns.iter().enumerate().any(|(at, conn)| at != index && !conn.is_gone);
+        let others = self.conns.iter().enumerate().any(|(at, conn)| at != index && !conn.is_gone());
         hold!(!others, "the pump starts with another attempt under way");
         self.pumped = Some(index);
         let first = std::mem::take(&mut self.outbox);
@@ -360,6 +372,7 @@ impl Schedule {
         }
         self.seen.pumped = 1;
         self.seen.proxied = u64::from(self.conns[index].is_proxied());
+        self.seen.broken_off = u64::from(self.conns.iter().any(|conn| conn.has_broken_off));
         Ok(())
     }
 
@@ -440,7 +453,7 @@ impl Schedule {
     /// What a peer has said, to an attempt that waits for it.
     fn deliver_ahead(&mut self, index: usize) {
         let conn = &mut self.conns[index];
-        if self.pumped.is_some() || conn.is_gone || !conn.is_awaited {
+        if self.pumped.is_some() || conn.is_gone() || !conn.is_awaited {
             return;
         }
         let attempt = conn.attempt;
@@ -467,7 +480,7 @@ impl Schedule {
     fn open(&self, attempt: AttemptId) -> Result<usize, String> {
         let index = self.index_of(attempt)?;
         let conn = &self.conns[index];
-        hold!(conn.is_open && !conn.is_gone, "{attempt:?} is not open");
+        hold!(conn.is_open && !conn.is_gone(), "{attempt:?} is not open");
         Ok(index)
     }
 }
@@ -508,8 +521,14 @@ impl Schedule {
         hold!(is_given_up || ended_by_client, "{closing:?} though nobody was reached");
         if is_given_up {
             self.seen.exhausted = 1;
-            let tried: Vec<usize> = self.conns.iter().map(|conn| conn.upstream).collect();
-            self.world.check_tried(&tried, self.now.since(Instant::ZERO))?;
+            let tried = self.conns.iter().map(|conn| Tried {
+                upstream: conn.upstream,
+                begun_at: conn.begun_at,
+                ended_at: conn.ended_at.unwrap_or(self.now),
+                was_open: conn.is_open,
+            });
+            let judged = self.world.check_tried(&tried.collect::<Vec<_>>())?;
+            (self.seen.nested, self.seen.late) = (judged.nested, judged.late);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ringweir_flow::dial::AttemptId;
 use ringweir_flow::snapshot::ProxyProtocol;
+use ringweir_flow::time::Instant;
 
 use super::world::span;
 
@@ -17,6 +18,22 @@ pub(super) enum Fate {
     /// Ends its stream without a word.
     End,
     Silence,
+}
+
+/// What a proxy does with who asks it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    Leads,
+    Refuses,
+    /// Says so many bytes of what it was going to say, and then does something else.
+    BreaksOff(usize, Breach),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Breach {
+    Hangs,
+    Ends,
+    Resets,
 }
 
 /// How far a proxy has got with who asks it.
@@ -34,18 +51,22 @@ pub(super) struct Conn {
     pub(super) attempt: AttemptId,
     pub(super) upstream: usize,
     pub(super) is_open: bool,
-    pub(super) is_gone: bool,
     pub(super) is_awaited: bool,
     /// The client's stream has ended here.
     pub(super) has_ended: bool,
     /// Its own has.
     pub(super) has_finished: bool,
     pub(super) has_reset: bool,
+    /// Amid the handshake of its proxy.
+    pub(super) has_broken_off: bool,
+    pub(super) begun_at: Instant,
+    /// When it was given up, or had failed.
+    pub(super) ended_at: Option<Instant>,
     /// What it says, and nobody has taken yet.
     pub(super) outgoing: VecDeque<u8>,
     proxy: Proxy,
     is_proxied: bool,
-    is_willing: bool,
+    manner: Manner,
     unread: Vec<u8>,
     payload: Vec<u8>,
     answer: Vec<u8>,
@@ -62,6 +83,7 @@ impl Conn {
         proxy: Option<ProxyProtocol>,
         fate: Fate,
         payload_bytes: usize,
+        now: Instant,
         rng: &mut fastrand::Rng,
     ) -> Conn {
         let enough = if rng.bool() { 0 } else { rng.usize(..=payload_bytes) };
@@ -70,15 +92,17 @@ impl Conn {
             attempt,
             upstream,
             is_open: false,
-            is_gone: false,
             is_awaited: false,
             has_ended: false,
             has_finished: false,
             has_reset: false,
+            has_broken_off: false,
+            begun_at: now,
+            ended_at: None,
             outgoing: VecDeque::new(),
             is_proxied: proxy.is_some(),
             proxy: proxy.map_or(Proxy::Passed, Proxy::Greeting),
-            is_willing: rng.u8(..5) != 0,
+            manner: manner(rng),
             unread: Vec::new(),
             payload: Vec::new(),
             answer: (0..len).map(|at| (at * 7 + upstream) as u8).collect(),
@@ -86,6 +110,10 @@ impl Conn {
             enough,
             has_decided: false,
         }
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.ended_at.is_some()
     }
 
     pub(super) fn is_proxied(&self) -> bool {
@@ -113,29 +141,52 @@ impl Conn {
                 Proxy::Closed => return,
                 Proxy::Greeting(ProxyProtocol::Socks5) if self.unread.len() >= 3 => {
                     self.unread.drain(..3);
-                    self.outgoing.extend([5, 0]);
-                    self.proxy = Proxy::Request(ProxyProtocol::Socks5);
+                    self.say(&[5, 0], Proxy::Request(ProxyProtocol::Socks5));
                 }
                 // The destination is always an IPv4 address.
                 Proxy::Request(ProxyProtocol::Socks5) if self.unread.len() >= 10 => {
                     self.unread.drain(..10);
-                    let code = if self.is_willing { 0 } else { 5 };
-                    self.outgoing.extend([5, code, 0, 1, 0, 0, 0, 0, 0, 0]);
-                    self.proxy = if self.is_willing { Proxy::Passed } else { Proxy::Closed };
+                    let (code, then) = self.verdict((0, 5));
+                    self.say(&[5, code, 0, 1, 0, 0, 0, 0, 0, 0], then);
                 }
                 Proxy::Greeting(ProxyProtocol::Http) | Proxy::Request(ProxyProtocol::Http) => {
                     let Some(end) = self.unread.windows(4).position(|part| part == b"\r\n\r\n") else {
                         return;
                     };
                     self.unread.drain(..end + 4);
-                    let reply: &[u8] = match self.is_willing {
-                        true => b"HTTP/1.1 200 OK\r\n\r\n",
-                        false => b"HTTP/1.1 502 Bad Gateway\r\n\r\n",
-                    };
-                    self.outgoing.extend(reply);
-                    self.proxy = if self.is_willing { Proxy::Passed } else { Proxy::Closed };
+                    let (status, then) = self.verdict(("200 OK", "502 Bad Gateway"));
+                    self.say(format!("HTTP/1.1 {status}\r\n\r\n").as_bytes(), then);
                 }
                 Proxy::Greeting(ProxyProtocol::Socks5) | Proxy::Request(ProxyProtocol::Socks5) => return,
+            }
+        }
+    }
+
+    /// What it answers a request with, of a yes and a no, and what it is then.
+    fn verdict<T>(&self, (yes, no): (T, T)) -> (T, Proxy) {
+        match self.manner {
+            Manner::Leads | Manner::BreaksOff(..) => (yes, Proxy::Passed),
+            Manner::Refuses => (no, Proxy::Closed),
+        }
+    }
+
+    /// As far as it gets.
+    fn say(&mut self, reply: &[u8], then: Proxy) {
+        self.proxy = then;
+        let Manner::BreaksOff(left, breach) = &mut self.manner else {
+            self.outgoing.extend(reply);
+            return;
+        };
+        let said = reply.len().min(*left);
+        self.outgoing.extend(&reply[..said]);
+        *left -= said;
+        if said < reply.len() {
+            self.proxy = Proxy::Closed;
+            self.has_broken_off = true;
+            match breach {
+                Breach::Hangs => {}
+                Breach::Ends => self.has_finished = true,
+                Breach::Resets => self.has_reset = true,
             }
         }
     }
@@ -148,7 +199,7 @@ impl Conn {
             self.has_decided = true;
             return Some(if rng.bool() { span(rng, 0, 30) } else { span(rng, 0, 5_000) });
         }
-        let has_words = self.is_open && !self.outgoing.is_empty();
+        let has_words = self.is_open && (!self.outgoing.is_empty() || self.has_broken_off);
         has_words.then(|| span(rng, 0, 20))
     }
 
@@ -167,5 +218,17 @@ impl Conn {
             Fate::End => self.has_finished = true,
             Fate::Silence => {}
         }
+    }
+}
+
+fn manner(rng: &mut fastrand::Rng) -> Manner {
+    match rng.u8(..10) {
+        0 => Manner::Refuses,
+        1 | 2 => {
+            // The shortest handshake is that of SOCKS: 12 bytes.
+            let breach = [Breach::Hangs, Breach::Ends, Breach::Resets][rng.usize(..3)];
+            Manner::BreaksOff(rng.usize(..12), breach)
+        }
+        _ => Manner::Leads,
     }
 }

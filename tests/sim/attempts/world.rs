@@ -14,6 +14,7 @@ use ringweir_flow::snapshot::{
     Commit, FirstHop, Group, Health, Hop, Listener, Member, Policy, Protocol, ProxyProtocol, Role, Route,
     Snapshot, Target, TargetIndex, TargetKind, Timeouts, Towards, Upstream, WorkerIndex,
 };
+use ringweir_flow::time::Instant;
 use ringweir_flow::way::Splicing;
 use ringweir_flow::wire::Destination;
 
@@ -25,9 +26,9 @@ use crate::invariants::{Verdicts, hold};
 type Answered = (Duration, Result<(), ConnectError>);
 
 pub(super) struct World {
-    kinds: Vec<TargetKind>,
-    healths: Vec<Health>,
-    root: TargetIndex,
+    pub(super) kinds: Vec<TargetKind>,
+    pub(super) healths: Vec<Health>,
+    pub(super) root: TargetIndex,
     counters: Vec<Arc<TargetCounters>>,
     listener: Arc<ListenerCounters>,
     fates: Vec<Fate>,
@@ -98,6 +99,7 @@ impl World {
         attempt: AttemptId,
         address: SocketAddr,
         payload_bytes: usize,
+        now: Instant,
         rng: &mut fastrand::Rng,
     ) -> (Conn, Option<Answered>) {
         let upstream = usize::from(address.port() - 1000);
@@ -111,39 +113,7 @@ impl World {
             1 => Some((after, Err(ConnectError::Refused))),
             _ => Some((after, Ok(()))),
         };
-        (Conn::new(attempt, upstream, proxy, self.fates[upstream], payload_bytes, rng), result)
-    }
-
-    /// When everybody failed: of a group of upstreams each that may be picked was tried, as far as its budget allows.
-    pub(super) fn check_tried(&self, tried: &[usize], spent: Duration) -> Verdicts {
-        let TargetKind::Group(group) = &self.kinds[self.root.0 as usize] else { return Ok(()) };
-        let index = |member: &Member| member.target.0 as usize;
-        let is_flat =
-            group.members.iter().all(|member| matches!(self.kinds[index(member)], TargetKind::Upstream(_)));
-        if !is_flat || group.policy == Policy::Select {
-            return Ok(());
-        }
-        // A proxy that is connected to has won then, and what it says is the last word.
-        let is_proxied = |at: usize| matches!(self.kinds[at], TargetKind::Upstream(Upstream::Proxied(_)));
-        if group.commit == Some(Commit::Connect) && tried.iter().any(|at| is_proxied(*at)) {
-            return Ok(());
-        }
-        let usable = |member: &&Member| matches!(self.healths[index(member)], Health::Up | Health::Ejected);
-        let due: Vec<usize> = group.members.iter().filter(usable).map(index).collect();
-        let most = due.len().min(group.attempts as usize);
-        hold!(
-            tried.len() == most,
-            "{tried:?} were tried of {due:?}, with {} attempts, in {spent:?}",
-            group.attempts
-        );
-        let is_once = tried.iter().all(|one| tried.iter().filter(|other| one == *other).count() == 1);
-        hold!(is_once && tried.iter().all(|one| due.contains(one)), "{tried:?} were tried of {due:?}");
-        // Who is ejected comes last.
-        let first_out =
-            tried.iter().position(|one| self.healths[*one] == Health::Ejected).unwrap_or(tried.len());
-        let is_last = tried[first_out..].iter().all(|one| self.healths[*one] == Health::Ejected);
-        hold!(is_last, "an ejected member was tried before one that is up: {tried:?}");
-        Ok(())
+        (Conn::new(attempt, upstream, proxy, self.fates[upstream], payload_bytes, now, rng), result)
     }
 
     /// Nothing is counted as running, and every attempt has ended in one way.
