@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ringweir_flow::access::Gate;
 use ringweir_flow::account::{ListenerCounters, TargetCounters};
 use ringweir_flow::affinity::Affinity;
 use ringweir_flow::limits::{Limits, Sources};
@@ -40,6 +41,8 @@ pub(crate) struct Knowledge {
     affinities: HashMap<Arc<str>, Arc<Affinity>>,
     /// Who has how many sessions, by listener: those that run are counted on.
     sources: HashMap<Arc<str>, Arc<Sources>>,
+    /// What bounds the lines of refused clients in the log, by listener.
+    gates: HashMap<Arc<str>, Arc<Gate>>,
     listener_counters: HashMap<Arc<str>, Arc<ListenerCounters>>,
     /// What is decided before sessions are dispatched.
     pub(crate) rules: RuleBook,
@@ -64,6 +67,7 @@ impl Knowledge {
         self.selected.retain(|name, _| targets.contains(name));
         self.affinities.retain(|name, _| targets.contains(name));
         self.sources.retain(|name, _| listeners.contains(name));
+        self.gates.retain(|name, _| listeners.contains(name));
         self.listener_counters.retain(|name, _| listeners.contains(name));
     }
 }
@@ -86,7 +90,8 @@ pub(crate) fn assemble(
             ports: ports(binds, &listener.name),
             target: listener.target,
             users: listener.users.clone(),
-            allow: listener.allow.clone(),
+            access: listener.access.clone(),
+            gate: Arc::clone(knowledge.gates.entry(Arc::clone(&listener.name)).or_default()),
             limits: limits(listener, &mut knowledge.sources),
             trusted: listener.trusted.clone(),
             peek: listener.peek,

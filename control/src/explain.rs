@@ -39,11 +39,14 @@ pub(crate) struct Explanation {
     rules: Vec<Verdict>,
     /// The rule that decides; `None` when the session goes to the target of its listener.
     rule: Option<String>,
-    /// `target`, `reject` or `drop`.
+    /// `target`, `reject` or `drop`, or `not-allowed` where the listener does not serve such clients.
     action: String,
     /// The target, and below it whom it leads to, as far as that is certain.
     way: Vec<Step>,
 }
+
+/// The action where a listener refuses the client for its address, before any rule is looked at.
+const NOT_ALLOWED: &str = "not-allowed";
 
 /// What is to be said of one rule.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -156,6 +159,10 @@ pub(crate) fn explain(snapshot: &Arc<Snapshot>, question: &Question) -> Result<E
         host: question.host.as_deref(),
         path: question.path.as_deref(),
     };
+    if snapshot.listener(listener).access.as_ref().is_some_and(|access| !access.admits(&question.client)) {
+        let (rules, way) = (Vec::new(), Vec::new());
+        return Ok(Explanation { rules, rule: None, action: NOT_ALLOWED.to_owned(), way });
+    }
     let none = Rules::default();
     let rules = snapshot.rules.as_deref().unwrap_or(&none);
     let decision = rules.decide(&facts, snapshot.listener(listener).target);
@@ -308,6 +315,7 @@ impl Explanation {
             let _ = writeln!(text, "{} {word}: {}", verdict.rule, verdict.why);
         }
         let decision = match (&self.rule, self.action.as_str()) {
+            (None, NOT_ALLOWED) => "the listener serves no clients from there (allow, deny)".to_owned(),
             (None, _) => "no rule decides: the session goes to the target of its listener".to_owned(),
             (Some(rule), "target") => format!("{rule} decides"),
             (Some(rule), action) => format!("{rule} decides: {action}"),

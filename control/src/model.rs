@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ringweir_flow::access::Access;
 use ringweir_flow::health::Terms;
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::rules::list::{Format, List};
-use ringweir_flow::rules::{Action, Condition, Countries};
+use ringweir_flow::rules::{Action, Condition, Countries, Networks};
 use ringweir_flow::snapshot::{Group, Hop, Protocol, ProxyProtocol, TargetIndex, Timeouts, Towards};
 use ringweir_flow::users::Users;
 use ringweir_flow::way::Splicing;
@@ -213,12 +213,12 @@ pub struct Listener {
     pub target: TargetIndex,
     /// Who may use it, where the protocol can ask.
     pub users: Option<Arc<Users>>,
-    /// From which networks it may be used.
-    pub allow: Option<Arc<[IpNet]>>,
+    /// Where its clients may come from; `None` for anywhere.
+    pub access: Option<Arc<Access>>,
     /// Sessions at once, in all and of one source.
     pub max_sessions: (Option<u64>, Option<u32>),
     /// The networks of the proxies in front that say who the client is, if there are to be such.
-    pub trusted: Option<Arc<[IpNet]>>,
+    pub trusted: Option<Arc<Networks>>,
     /// How long is waited for what clients say first, where that is looked at.
     pub peek: Option<Duration>,
     /// What `direct` may dial for its clients.

@@ -1,16 +1,18 @@
-//! Listeners that ask for a user and password.
+//! Who may use a listener: users with passwords, and clients from some networks alone.
 
 use std::io::Write;
+use std::time::{Duration, Instant};
 
 use crate::harness::client::{
     assert_closed, assert_echo, connect, read_bytes, read_rest, read_socks_reply, socks_login,
     socks_request_to,
 };
-use crate::harness::daemon::{Daemon, Setup};
+use crate::harness::daemon::{Daemon, Setup, ringweir};
 use crate::harness::http::{exchange, read_head, status_of};
 use crate::harness::pattern::End;
 use crate::harness::server::Server;
-use crate::harness::{Engine, scenarios};
+use crate::harness::status::{named, number};
+use crate::harness::{Engine, observe_for, scenarios};
 
 scenarios!(Welcome:
     a_right_password_passes,
@@ -20,6 +22,8 @@ scenarios!(Welcome:
     the_longest_user_and_password_work,
     users_may_come_from_a_file,
     http_asks_for_a_password,
+    clients_from_denied_networks_are_reset_counted_and_told_once_a_second,
+    explain_knows_who_may_come,
 );
 
 fn proxy(protocol: &str, users: &str) -> String {
@@ -130,4 +134,51 @@ fn http_asks_for_a_password(engine: Engine) {
     client.write_all(&request(RIGHT)).unwrap();
     assert_eq!(status_of(&read_head(&mut client)), 200);
     assert_echo(&mut client, b"payload");
+}
+
+/// Clients that a trusted proxy names: 198.51.100.0/24 may come, but for 198.51.100.128/25.
+fn networks(to: &Server) -> String {
+    format!(
+        "[[listener]]\nname = \"in\"\nbind = \"127.0.0.1:0\"\ntarget = \"out\"\n\
+         allow = \"198.51.100.0/24\"\ndeny = [\"203.0.113.0/24\", \"198.51.100.128/25\"]\n\
+         proxy_protocol = {{ trusted = [\"127.0.0.1\"] }}\n[upstream.out]\naddress = \"{}\"\n",
+        to.address()
+    )
+}
+
+fn clients_from_denied_networks_are_reset_counted_and_told_once_a_second(engine: Engine) {
+    const REFUSED: &str = "clients may not come from there";
+    let server = Server::echo();
+    let daemon = Daemon::start(engine, &networks(&server));
+    let from = |client: &str| {
+        let mut stream = connect(daemon.address("in"));
+        stream.write_all(format!("PROXY TCP4 {client} 192.0.2.1 5000 443\r\n").as_bytes()).unwrap();
+        stream
+    };
+    let begin = Instant::now();
+    for client in (128..=146).map(|last| format!("198.51.100.{last}")) {
+        assert_eq!(read_rest(&mut from(&client)), (Vec::new(), End::Reset), "{client}");
+    }
+    let told = daemon.text().matches(REFUSED).count();
+    assert!((1..=1 + begin.elapsed().as_secs() as usize).contains(&told), "{told} lines");
+    observe_for(Duration::from_millis(1_100));
+    assert_eq!(read_rest(&mut from("192.0.2.7")), (Vec::new(), End::Reset));
+    let line = daemon.wait_line("the next line", |line| line.contains("192.0.2.7"));
+    assert!(line.contains(REFUSED) && line.contains("others=") && !line.contains("others=0"), "{line}");
+    assert_echo(&mut from("198.51.100.127"), b"payload");
+    assert_eq!(number(named(&daemon.status(), "listeners", "in"), &["closed", "client-not-allowed"]), 20);
+    assert_eq!(server.accepted(), 1);
+}
+
+fn explain_knows_who_may_come(engine: Engine) {
+    let daemon = Daemon::start(engine, &networks(&Server::echo()));
+    let explain = |from: &str| {
+        let asked = ringweir(&["explain", "--listener", "in", "--from", from, "--admin", &daemon.admin()]);
+        assert_eq!(asked.code, 0, "{}", asked.stderr);
+        asked.stdout
+    };
+    assert!(explain("198.51.100.1").contains("out (upstream"));
+    for refused in ["198.51.100.200", "192.0.2.1"] {
+        assert!(explain(refused).contains("serves no clients from there"), "{refused}");
+    }
 }

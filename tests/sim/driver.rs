@@ -135,7 +135,7 @@ impl Driver {
         let manner = [Manner::Completions, Manner::Readiness][rng.usize(..2)];
         tools.note(|| format!("{manner:?}: accepted {address}: {:?}, {:?}", client, script.verdict));
         let session = Session::new(Rc::clone(view), ListenerIndex(0), address, tools.now);
-        let is_allowed = origin != Origin::Outside || !world.has_allow_list;
+        let is_allowed = origin != Origin::Outside || world.access.is_none();
         let witness = Witness::new(world, view, script, (is_allowed, origin), tools.now);
         let mut driver = Driver {
             world: Rc::clone(world),

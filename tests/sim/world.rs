@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringweir_flow::access::Access;
 use ringweir_flow::account::{Counter, ListenerCounters, TargetCounters};
 use ringweir_flow::close::ConnectError;
 use ringweir_flow::dial::UpstreamAddr;
@@ -36,7 +37,8 @@ pub(crate) struct World {
     pub(crate) protocol: Protocol,
     pub(crate) has_users: bool,
     pub(crate) is_guarded: bool,
-    pub(crate) has_allow_list: bool,
+    /// Refuses whoever comes from outside, where it is there.
+    pub(crate) access: Option<Access>,
     pub(crate) timeouts: Timeouts,
     pub(crate) target_counters: Vec<Arc<TargetCounters>>,
     pub(crate) listener_counters: Arc<ListenerCounters>,
@@ -65,7 +67,7 @@ impl World {
             protocol,
             has_users: protocol != Protocol::Tcp && rng.u8(..3) == 0,
             is_guarded: rng.bool(),
-            has_allow_list: rng.u8(..8) == 0,
+            access: (rng.u8(..8) == 0).then(|| access(rng)),
             timeouts: Timeouts {
                 handshake: span(rng, 500, 8_000),
                 connect: span(rng, 300, 8_000),
@@ -131,7 +133,7 @@ impl World {
         Listener {
             limits: self.limits.clone(),
             users: self.has_users.then(|| Arc::new(users)),
-            allow: self.has_allow_list.then(|| Arc::from(["10.0.0.0/8".parse().unwrap()])),
+            access: self.access.clone().map(Arc::new),
             reach: if self.is_guarded { Reach::NotLocal { allowed: [].into() } } else { Reach::Anywhere },
             timeouts: self.timeouts,
             ..Listener::new("listener", self.protocol, self.root, Arc::clone(&self.listener_counters))
@@ -308,6 +310,16 @@ fn add_target(
     };
     kinds.push(kind);
     TargetIndex(u32::try_from(kinds.len() - 1).unwrap())
+}
+
+/// One that refuses 192.0.2.200 and lets 10.0.0.9 in.
+fn access(rng: &mut fastrand::Rng) -> Access {
+    let networks = |text: &str| [text.parse::<ipnet::IpNet>().unwrap()].into_iter().collect();
+    match rng.u8(..3) {
+        0 => Access { allow: Some(networks("10.0.0.0/8")), ..Access::default() },
+        1 => Access { allow: None, deny: networks("192.0.2.0/24") },
+        _ => Access { allow: Some(networks("0.0.0.0/0")), deny: networks("192.0.2.200/32") },
+    }
 }
 
 fn upstream(number: usize, protocol: Protocol, rng: &mut fastrand::Rng) -> Upstream {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use ringweir_flow::access::Access;
 use ringweir_flow::reach::Reach;
+use ringweir_flow::rules::Networks;
 use ringweir_flow::snapshot::{Protocol, TargetIndex, Timeouts};
 use ringweir_flow::users::Users;
 use ringweir_socket::Listening;
@@ -27,8 +29,8 @@ pub(crate) struct RawListener<'a> {
     pub(crate) protocol: Protocol,
     pub(crate) target: Option<Node<'a>>,
     users: Option<Arc<Users>>,
-    allow: Option<Arc<[IpNet]>>,
-    trusted: Option<Arc<[IpNet]>>,
+    access: Option<Arc<Access>>,
+    trusted: Option<Arc<Networks>>,
     peek: Peek,
     allow_local: Arc<[IpNet]>,
     max_sessions: (Option<u64>, Option<u32>),
@@ -101,10 +103,6 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
         Some(overrides) => sections::session_timeouts(&overrides, defaults),
         None => defaults,
     };
-    let allow = table.get("allow").map(|node| networks(&node));
-    if let Some(node) = table.get("allow").filter(|node| node.one_or_more().is_empty()) {
-        node.report("lets nobody in", Some("leave it out to let everybody in".to_owned()));
-    }
     Some(RawListener {
         target: table.required("target"),
         max_sessions: (
@@ -117,13 +115,13 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
             transparent: protocol.flatten() == Some(Protocol::Tproxy),
             ..sockets::listening(&table, &binds)
         },
+        access: access(&table),
         trusted: trusted(&table, &binds),
         peek: peek(&table, protocol.flatten().unwrap_or(Protocol::Tcp)),
         table,
         name,
         binds,
         users,
-        allow,
         timeouts,
     })
 }
@@ -171,8 +169,22 @@ fn peek(table: &Table<'_>, protocol: Protocol) -> Peek {
     Peek::Within(timeout.and_then(|node| node.duration()).unwrap_or(DEFAULT_PEEK))
 }
 
+/// Where clients may come from, where something is said of it.
+fn access(table: &Table<'_>) -> Option<Arc<Access>> {
+    let (allow, deny) = (table.get("allow"), table.get("deny"));
+    if let Some(node) = allow.as_ref().filter(|node| node.one_or_more().is_empty()) {
+        node.report("lets nobody in", Some("leave it out to let everybody in".to_owned()));
+    }
+    let set = |node: &Node<'_>| networks(node).iter().copied().collect();
+    let is_said = allow.is_some() || deny.is_some();
+    is_said.then(|| {
+        let deny = deny.as_ref().map(set).unwrap_or_default();
+        Arc::new(Access { allow: allow.as_ref().map(set), deny })
+    })
+}
+
 /// The proxies in front that say who the client is.
-fn trusted(table: &Table<'_>, binds: &[(BindAddress, Node<'_>)]) -> Option<Arc<[IpNet]>> {
+fn trusted(table: &Table<'_>, binds: &[(BindAddress, Node<'_>)]) -> Option<Arc<Networks>> {
     let table = table.get("proxy_protocol")?.table(schema::PROXY_PROTOCOL)?;
     let node = table.get("trusted");
     let trusted = node.as_ref().map(networks).unwrap_or_default();
@@ -182,7 +194,7 @@ fn trusted(table: &Table<'_>, binds: &[(BindAddress, Node<'_>)]) -> Option<Arc<[
         let hint = "name the proxies in front: trusted = [\"10.0.0.0/8\"]".to_owned();
         table.report("trusts nobody, so that nobody could connect", Some(hint));
     }
-    Some(trusted)
+    Some(Arc::new(trusted.iter().copied().collect()))
 }
 
 fn users(table: &Table<'_>, folder: &Path) -> Option<Arc<Users>> {
@@ -238,7 +250,7 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph, need: RulesNeed) -> Listener {
         protocol: raw.protocol,
         target: target.unwrap_or(TargetIndex(0)),
         users: raw.users,
-        allow: raw.allow,
+        access: raw.access,
         max_sessions: raw.max_sessions,
         trusted: raw.trusted,
         peek,
@@ -299,7 +311,7 @@ fn report_no_destination(raw: &RawListener<'_>, target: Option<TargetIndex>, gra
 }
 
 fn report_open_relay(raw: &RawListener<'_>) {
-    if raw.users.is_some() || raw.allow.is_some() || raw.table.get("users_file").is_some() {
+    if raw.users.is_some() || raw.table.get("allow").is_some() || raw.table.get("users_file").is_some() {
         return;
     }
     for (bind, node) in raw.binds.iter().filter(|(bind, _)| !bind.is_local()) {

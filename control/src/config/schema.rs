@@ -34,6 +34,7 @@ pub(crate) const LISTENER: &[&str] = &[
     "users",
     "users_file",
     "allow",
+    "deny",
     "allow_local",
     "max_sessions",
     "max_sessions_per_source",

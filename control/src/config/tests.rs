@@ -61,6 +61,7 @@ fn a_whole_configuration_is_understood() {
         target = "direct"
         users = { ann = "secret" }
         allow = ["10.0.0.0/8", "192.0.2.1"]
+        deny = "10.9.0.0/16"
         allow_local = ["127.0.0.0/8"]
         timeouts.handshake = "3s"
         [upstream.tokyo]
@@ -91,7 +92,8 @@ fn a_whole_configuration_is_understood() {
     assert_eq!(proxy.timeouts.idle, Duration::from_secs(1800));
     assert_eq!(proxy.timeouts.handshake, Duration::from_secs(3));
     assert!(proxy.users.as_ref().unwrap().verify(b"ann", b"secret"));
-    assert_eq!(proxy.allow.as_ref().unwrap().len(), 2);
+    let access = proxy.access.as_ref().unwrap();
+    assert_eq!((access.allow.as_ref().unwrap().len(), access.deny.len()), (2, 1));
     let TargetKind::Group(pool) = &config.targets[web.target.0 as usize].kind else { panic!() };
     assert_eq!((pool.policy, pool.attempts), (Policy::LeastConnections, 3));
     assert_eq!(pool.members.iter().map(|member| member.weight).collect::<Vec<_>>(), [3, 1, 2]);

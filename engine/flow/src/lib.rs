@@ -10,6 +10,7 @@
 //! Time is an argument ([`time::Instant`]), randomness comes from a seeded generator in the [`view::View`], and
 //! addresses are plain data. So every schedule of short reads, resets and late events can be replayed exactly.
 
+pub mod access;
 pub mod account;
 pub mod affinity;
 pub mod close;

@@ -4,9 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
-
 use crate::close::{CloseReason, ConnectError};
+use crate::rules::Networks;
 use crate::wire::{Destination, HostName};
 
 /// Who connected.
@@ -19,15 +18,11 @@ pub enum ClientAddr {
 }
 
 impl ClientAddr {
-    /// Whether a listener with these `allow` networks serves the client.
-    pub fn is_allowed(&self, allow: Option<&[IpNet]>) -> bool {
-        match (self, allow) {
-            (ClientAddr::Unix, _) | (ClientAddr::Ip(_), None) => true,
-            (ClientAddr::Ip(address), Some(networks)) => {
-                // A dual-stack socket shows IPv4 clients in mapped form.
-                let address = address.ip().to_canonical();
-                networks.iter().any(|network| network.contains(&address))
-            }
+    /// Whether the client comes from one of these networks, or over a Unix socket, which its permissions guard.
+    pub fn is_trusted(&self, networks: &Networks) -> bool {
+        match self {
+            ClientAddr::Unix => true,
+            ClientAddr::Ip(address) => networks.contains(address.ip()),
         }
     }
 }

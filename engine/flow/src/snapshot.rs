@@ -6,8 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
-
+use crate::access::{Access, Gate};
 use crate::account::{ListenerCounters, TargetCounters};
 use crate::affinity::Affinity;
 use crate::health::{Trial, Watch};
@@ -16,7 +15,7 @@ use crate::outgoing::{Keepalive, Outgoing};
 use crate::pick::{HashKey, Maglev};
 use crate::reach::Reach;
 use crate::retire::OnDown;
-use crate::rules::Rules;
+use crate::rules::{Networks, Rules};
 use crate::users::Users;
 use crate::way::Splicing;
 use crate::wire::Destination;
@@ -112,11 +111,13 @@ pub struct Listener {
     pub ports: Box<[u16]>,
     /// The users that `socks5`, `http` and `mixed` ask for; `None` asks for none.
     pub users: Option<Arc<Users>>,
-    /// Client networks that may connect; `None` lets everybody. Clients on a Unix socket always may.
-    pub allow: Option<Arc<[IpNet]>>,
+    /// Where clients may come from; `None` for anywhere.
+    pub access: Option<Arc<Access>>,
+    /// Through which the log is told of clients that are refused; of the listener's name, across snapshots.
+    pub gate: Arc<Gate>,
     /// The networks of the proxies in front, each of whose connections begins with a PROXY header that says who the
     /// client is; nobody else may connect, but on a Unix socket. `None` where there are no such proxies.
-    pub trusted: Option<Arc<[IpNet]>>,
+    pub trusted: Option<Arc<Networks>>,
     /// How long a client of `tcp` may take to say what it is about before a target is picked for it; `None` where
     /// nobody wants to know.
     pub peek: Option<Duration>,
@@ -146,7 +147,8 @@ impl Listener {
             limits: None,
             ports: [].into(),
             users: None,
-            allow: None,
+            access: None,
+            gate: Arc::default(),
             trusted: None,
             peek: None,
             reach: Reach::Anywhere,

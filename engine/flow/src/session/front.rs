@@ -38,13 +38,13 @@ impl Session {
         let listener = view.snapshot().listener(self.listener);
         match &listener.trusted {
             None => self.welcome(listener, now),
-            Some(trusted) if self.client.is_allowed(Some(trusted)) => {
+            Some(trusted) if self.client.is_trusted(trusted) => {
                 if let Some(setup) = &mut self.setup {
                     setup.stage = Stage::Announcing { deadline: now + listener.timeouts.handshake };
                 }
             }
             // Whatever it says would be its own word.
-            Some(_) => self.turn_away(),
+            Some(_) => self.turn_away(listener, now),
         }
     }
 
@@ -73,8 +73,8 @@ impl Session {
     /// Serves a client whose address is known now, if it may be served; the time of its handshake runs since it was
     /// accepted.
     fn welcome(&mut self, listener: &Listener, now: Instant) {
-        if !self.client.is_allowed(listener.allow.as_deref()) {
-            self.turn_away();
+        if listener.access.as_ref().is_some_and(|access| !access.admits(&self.client)) {
+            self.turn_away(listener, now);
             return;
         }
         if let Some(limits) = &listener.limits {
@@ -117,7 +117,11 @@ impl Session {
         }
     }
 
-    fn turn_away(&mut self) {
+    fn turn_away(&mut self, listener: &Listener, now: Instant) {
+        if let Some(others) = listener.gate.pass(now) {
+            let name = &*listener.name;
+            tracing::warn!(listener = name, client = %self.client, others, "clients may not come from there");
+        }
         self.close(Closing {
             reason: CloseReason::ClientNotAllowed,
             client: Ending::Reset,
