@@ -31,7 +31,8 @@ pub(crate) fn view(protocol: Protocol) -> Rc<View> {
         | Protocol::Socks
         | Protocol::Socks5
         | Protocol::Http
-        | Protocol::Mixed => world::target("direct", TargetKind::Upstream(Upstream::Direct)),
+        | Protocol::Mixed
+        | Protocol::Shadowsocks => world::target("direct", TargetKind::Upstream(Upstream::Direct)),
     };
     let snapshot = world::snapshot(world::listener(protocol, TargetIndex(0)), vec![target]);
     View::new(snapshot.into(), WorkerIndex(0), 1)

@@ -14,6 +14,7 @@ use ringweir_flow::snapshot::{
     TargetKind, Upstream,
 };
 use ringweir_flow::wire::proxy_protocol::Version;
+use ringweir_flow::wire::shadowsocks::Server;
 
 use crate::bind::OpenBind;
 use crate::health::Care;
@@ -43,6 +44,8 @@ pub(crate) struct Knowledge {
     sources: HashMap<Arc<str>, Arc<Sources>>,
     /// What bounds the lines of refused clients in the log, by listener.
     gates: HashMap<Arc<str>, Arc<Gate>>,
+    /// Whom listeners of Shadowsocks speak for.
+    servers: HashMap<Arc<str>, Arc<Server>>,
     listener_counters: HashMap<Arc<str>, Arc<ListenerCounters>>,
     /// What is decided before sessions are dispatched.
     pub(crate) rules: RuleBook,
@@ -68,6 +71,7 @@ impl Knowledge {
         self.affinities.retain(|name, _| targets.contains(name));
         self.sources.retain(|name, _| listeners.contains(name));
         self.gates.retain(|name, _| listeners.contains(name));
+        self.servers.retain(|name, _| listeners.contains(name));
         self.listener_counters.retain(|name, _| listeners.contains(name));
     }
 }
@@ -92,6 +96,7 @@ pub(crate) fn assemble(
             users: listener.users.clone(),
             access: listener.access.clone(),
             gate: Arc::clone(knowledge.gates.entry(Arc::clone(&listener.name)).or_default()),
+            shadowsocks: shadowsocks(listener, &mut knowledge.servers),
             limits: limits(listener, &mut knowledge.sources),
             trusted: listener.trusted.clone(),
             peek: listener.peek,
@@ -142,6 +147,19 @@ fn limits(listener: &model::Listener, known: &mut HashMap<Arc<str>, Arc<Sources>
     }
     let sources = Arc::clone(known.entry(Arc::clone(&listener.name)).or_default());
     Some(Limits { sessions, per_source, sources })
+}
+
+/// The server of a listener, as the one before where nothing of it has changed: that knows which salts have come.
+fn shadowsocks(
+    listener: &model::Listener,
+    known: &mut HashMap<Arc<str>, Arc<Server>>,
+) -> Option<Arc<Server>> {
+    let server = listener.shadowsocks.as_ref()?;
+    let known = known.entry(Arc::clone(&listener.name)).or_insert_with(|| Arc::clone(server));
+    if *known != *server {
+        *known = Arc::clone(server);
+    }
+    Some(Arc::clone(known))
 }
 
 /// As bound.

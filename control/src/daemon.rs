@@ -21,6 +21,7 @@ use crate::admin::{self, Scope};
 use crate::assemble::{Knowledge, assemble};
 use crate::bind::{self, OpenBind, Opened};
 use crate::check::{self, Finding, MAX_PROBES};
+use crate::clock;
 use crate::config;
 use crate::health::Care;
 use crate::health::history::Entry;
@@ -188,7 +189,10 @@ pub(crate) async fn serve(
             () = sleep_until(histograms_at.unwrap_or_else(Instant::now)), if histograms_at.is_some() => {
                 daemon.histograms.handle_due(&daemon.snapshot);
             }
-            _ = speed_look.tick() => daemon.speeds.handle_tick(&daemon.snapshot),
+            _ = speed_look.tick() => {
+                clock::set();
+                daemon.speeds.handle_tick(&daemon.snapshot);
+            }
             _ = drain_look.tick(), if daemon.phase != Phase::Serving => {}
         }
         if daemon.is_done() {

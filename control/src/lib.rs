@@ -13,6 +13,7 @@ mod bind;
 mod check;
 mod cli;
 mod client;
+mod clock;
 pub mod config;
 mod daemon;
 mod explain;

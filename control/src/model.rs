@@ -14,11 +14,11 @@ use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::reach::Reach;
 use ringweir_flow::rules::list::{Format, List};
 use ringweir_flow::rules::{Action, Condition, Countries, Networks};
-use ringweir_flow::snapshot::{Group, Hop, Protocol, ProxyProtocol, TargetIndex, Timeouts, Towards};
+use ringweir_flow::snapshot::{Group, Hop, Protocol, Proxy, TargetIndex, Timeouts, Towards};
 use ringweir_flow::users::Users;
 use ringweir_flow::way::Splicing;
-use ringweir_flow::wire::client::Credentials;
 use ringweir_flow::wire::proxy_protocol::Version;
+use ringweir_flow::wire::shadowsocks::Server;
 use ringweir_flow::wire::{Destination, HostName};
 use ringweir_socket::Listening;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
@@ -215,6 +215,8 @@ pub struct Listener {
     pub users: Option<Arc<Users>>,
     /// Where its clients may come from; `None` for anywhere.
     pub access: Option<Arc<Access>>,
+    /// Who the server is that `shadowsocks` speaks for; there alone.
+    pub shadowsocks: Option<Arc<Server>>,
     /// Sessions at once, in all and of one source.
     pub max_sessions: (Option<u64>, Option<u32>),
     /// The networks of the proxies in front that say who the client is, if there are to be such.
@@ -389,23 +391,9 @@ impl Upstream {
             .iter()
             .map(|via| &via.proxy)
             .zip(self.via.iter().skip(1).map(|via| &via.endpoint).chain([&self.endpoint]));
-        let fixed = fixed.filter_map(|(proxy, next)| Some(proxy.hop(Towards::Fixed(next.destination()?))));
-        fixed.chain(self.proxy.iter().map(|proxy| proxy.hop(Towards::Client))).collect()
-    }
-}
-
-/// A proxy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Proxy {
-    /// What it speaks.
-    pub protocol: ProxyProtocol,
-    /// What it is told of who asks.
-    pub credentials: Option<Arc<Credentials>>,
-}
-
-impl Proxy {
-    fn hop(&self, towards: Towards) -> Hop {
-        Hop { protocol: self.protocol, credentials: self.credentials.clone(), towards }
+        let hop = |proxy: &Proxy, towards| Hop { proxy: proxy.clone(), towards };
+        let fixed = fixed.filter_map(|(proxy, next)| Some(hop(proxy, Towards::Fixed(next.destination()?))));
+        fixed.chain(self.proxy.iter().map(|proxy| hop(proxy, Towards::Client))).collect()
     }
 }
 

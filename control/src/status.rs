@@ -358,7 +358,7 @@ fn describe(snapshot: &Snapshot, kind: &TargetKind) -> (&'static str, String, Ve
             for hop in &route.hops {
                 match &hop.towards {
                     Towards::Fixed(next) => way.push_str(&format!(" -> {next}")),
-                    Towards::Client => kind = hop.protocol.as_str(),
+                    Towards::Client => kind = hop.proxy.as_str(),
                 }
             }
             (kind, way, vec![])
@@ -396,6 +396,7 @@ pub(crate) fn protocol_name(protocol: Protocol) -> &'static str {
         Protocol::Socks5 => "socks5",
         Protocol::Http => "http",
         Protocol::Mixed => "mixed",
+        Protocol::Shadowsocks => "shadowsocks",
     }
 }
 

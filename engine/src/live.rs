@@ -63,6 +63,8 @@ pub(crate) enum Receiving {
 pub(crate) enum Held {
     Nothing,
     Chunks(Chunks),
+    /// Translated: one side is sealed.
+    Bytes(Vec<u8>),
     Pipe(Pipe),
 }
 
@@ -142,6 +144,7 @@ impl Stream {
         match std::mem::replace(&mut self.held, Held::Nothing) {
             Held::Nothing => {}
             Held::Chunks(chunks) => tools.ring.recycle(chunks),
+            Held::Bytes(bytes) => tools.ring.reuse_bytes(bytes),
             Held::Pipe(pipe) => tools.pipes.give_back(pipe),
         }
     }

@@ -130,6 +130,7 @@ fn resume(live: &mut Live, id: SessionId, direction: Direction, tools: &mut Tool
     let held = match live.stream(direction.source()).map(|source| &source.held) {
         Some(Held::Pipe(pipe)) => pipe.len(),
         Some(Held::Chunks(chunks)) => chunks.len(),
+        Some(Held::Bytes(bytes)) => bytes.len(),
         Some(Held::Nothing) | None => 0,
     };
     if held > 0 {

@@ -9,6 +9,7 @@ pub(crate) const LARGE_BYTES: usize = 64 * 1024;
 /// How many spare buffers of a size are kept. Beyond it a burst's memory goes back to the system.
 const SPARE_SMALL: usize = 256;
 const SPARE_LARGE: usize = 64;
+const SPARE_EMPTIED: usize = 64;
 
 /// A stalled reader may cost a session 256 KiB; it costs one buffer a direction here.
 const _: () = assert!(2 * LARGE_BYTES <= 256 * 1024);
@@ -56,6 +57,8 @@ impl Buffer {
 pub(crate) struct Buffers {
     small: Vec<Box<[u8]>>,
     large: Vec<Box<[u8]>>,
+    /// For what is translated; empty, but with room.
+    emptied: Vec<Vec<u8>>,
 }
 
 impl Buffers {
@@ -74,6 +77,20 @@ impl Buffers {
         };
         if spares.len() < most {
             spares.push(buffer.bytes);
+        }
+    }
+}
+
+impl Buffers {
+    /// Empty memory for what is translated.
+    pub(crate) fn take_empty(&mut self) -> Vec<u8> {
+        self.emptied.pop().unwrap_or_default()
+    }
+
+    pub(crate) fn give_back_emptied(&mut self, mut bytes: Vec<u8>) {
+        if self.emptied.len() < SPARE_EMPTIED {
+            bytes.clear();
+            self.emptied.push(bytes);
         }
     }
 }

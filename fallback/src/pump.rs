@@ -40,7 +40,16 @@ pub(crate) enum Job {
 /// Received and not sent.
 #[derive(Debug)]
 pub(crate) enum Held {
-    Buffer { buffer: Buffer, sent: usize, end: usize },
+    Buffer {
+        buffer: Buffer,
+        sent: usize,
+        end: usize,
+    },
+    /// Translated: one side is sealed.
+    Bytes {
+        bytes: Vec<u8>,
+        sent: usize,
+    },
     Pipe(Pipe),
 }
 
@@ -125,10 +134,15 @@ fn receive(live: &mut Live, direction: Direction, cx: &mut Context<'_>) -> Pass 
     let now = live.now;
     match received {
         Ok(bytes @ 1..) => {
+            let is_sealed = live.session.is_sealed();
             let lane = live.lane(direction);
             lane.size = Size::after(bytes);
-            lane.held = Some(Held::Buffer { buffer, sent: 0, end: bytes });
-            live.session.handle_received(direction, bytes, now);
+            if is_sealed {
+                translate(live, direction, buffer, bytes);
+            } else {
+                lane.held = Some(Held::Buffer { buffer, sent: 0, end: bytes });
+                live.session.handle_received(direction, bytes, now);
+            }
             return Pass::Moved(bytes);
         }
         Ok(0) => live.session.handle_ended(direction, now),
@@ -136,6 +150,21 @@ fn receive(live: &mut Live, direction: Direction, cx: &mut Context<'_>) -> Pass 
     }
     live.worker.buffers.borrow_mut().give_back(buffer);
     Pass::Over
+}
+
+/// Has what was received translated, where a side is sealed.
+fn translate(live: &mut Live, direction: Direction, buffer: Buffer, bytes: usize) {
+    let mut out = live.worker.buffers.borrow_mut().take_empty();
+    let pieces = std::iter::once(&buffer.bytes()[..bytes]);
+    live.session.handle_received_sealed(direction, pieces, &mut out, live.now);
+    let mut buffers = live.worker.buffers.borrow_mut();
+    buffers.give_back(buffer);
+    if out.is_empty() {
+        buffers.give_back_emptied(out);
+    } else {
+        drop(buffers);
+        live.lane(direction).held = Some(Held::Bytes { bytes: out, sent: 0 });
+    }
 }
 
 fn send(live: &mut Live, direction: Direction, bytes: usize, cx: &mut Context<'_>) -> Pass {
@@ -150,6 +179,7 @@ fn send(live: &mut Live, direction: Direction, bytes: usize, cx: &mut Context<'_
         Held::Buffer { buffer, sent, .. } => {
             sink.stream.poll_write(cx, &buffer.bytes()[*sent..*sent + bytes])
         }
+        Held::Bytes { bytes: all, sent } => sink.stream.poll_write(cx, &all[*sent..*sent + bytes]),
         Held::Pipe(pipe) => sink.stream.poll_drain(cx, pipe, bytes),
     };
     let Poll::Ready(result) = polled else { return Pass::Blocked };
@@ -178,6 +208,10 @@ impl Held {
                 *sent += bytes;
                 sent == end
             }
+            Held::Bytes { bytes: all, sent } => {
+                *sent += bytes;
+                *sent == all.len()
+            }
             Held::Pipe(pipe) => pipe.is_empty(),
         }
     }
@@ -196,6 +230,7 @@ impl Live {
         match self.lane(direction).held.take() {
             None => {}
             Some(Held::Buffer { buffer, .. }) => self.worker.buffers.borrow_mut().give_back(buffer),
+            Some(Held::Bytes { bytes, .. }) => self.worker.buffers.borrow_mut().give_back_emptied(bytes),
             Some(Held::Pipe(pipe)) => self.worker.pipes.borrow_mut().give_back(pipe),
         }
     }

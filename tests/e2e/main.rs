@@ -33,6 +33,7 @@ mod reload;
 mod reset;
 mod retire;
 mod rules;
+mod shadowsocks;
 mod sockets;
 mod socks;
 mod users;

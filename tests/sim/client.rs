@@ -76,6 +76,7 @@ impl Script {
     pub(crate) fn new(world: &World, rng: &mut fastrand::Rng) -> Script {
         let mut script = match world.protocol {
             Protocol::Redirect | Protocol::Tproxy => unreachable!("nothing is diverted in this world"),
+            Protocol::Shadowsocks => unreachable!("nothing is sealed in this world"),
             Protocol::Tcp => Script::of(Vec::new(), request(Answer::Nothing, usize::MAX)),
             Protocol::Socks5 => socks5(world, rng),
             Protocol::Http => http(world, rng),

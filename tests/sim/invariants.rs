@@ -386,6 +386,9 @@ impl Witness {
             | CloseReason::UpstreamReset
             | CloseReason::IdleTimeout
             | CloseReason::HalfCloseTimeout
+            // Nothing is sealed in this world.
+            | CloseReason::ClientReplayed
+            | CloseReason::UpstreamProtocol
             | CloseReason::Retired
             | CloseReason::Drained
             | CloseReason::Stopped => false,
@@ -435,6 +438,8 @@ impl Witness {
             | CloseReason::ClientProtocol
             | CloseReason::ClientNotAllowed
             | CloseReason::ClientAuthentication
+            | CloseReason::ClientReplayed
+            | CloseReason::UpstreamProtocol
             | CloseReason::ClientUnsupported
             | CloseReason::DestinationNotAllowed
             | CloseReason::ConnectFailed

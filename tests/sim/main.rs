@@ -55,6 +55,10 @@ fn invariants_hold_in_every_schedule() {
     let seed = failed.into_inner();
     assert!(seed == u64::MAX, "{}", explain(seed));
     for (reason, count) in CloseReason::ALL.into_iter().zip(counts) {
+        if matches!(reason, CloseReason::ClientReplayed | CloseReason::UpstreamProtocol) {
+            // Of what is sealed; sealed.rs sees to them.
+            continue;
+        }
         println!("{reason:>24}: {count}");
         assert!(count > 0 || schedules < SCHEDULES, "no session ended as {reason}: the simulation is blind");
     }

@@ -3,6 +3,7 @@
 mod exec;
 mod http;
 mod reach;
+mod sealed;
 mod talk;
 
 use std::net::SocketAddr;

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use super::{Prober, Stage, Stages};
+use super::{Prober, Stage, Stages, sealed};
 use crate::model::Endpoint;
 
 /// What a probe speaks over.
@@ -79,10 +79,9 @@ async fn connect(
         }
         Endpoint::Unix(path) => {
             stages.contact.is_local = true;
-            let mut stream = connect_unix(path).await?;
+            let stream = connect_unix(path).await?;
             stages.mark(Stage::Connect);
-            let heard = pass(&mut stream, &hops, asked, stages).await?;
-            return Ok(Reached { stream, heard });
+            return pass(stream, &hops, asked, stages).await;
         }
         // The configuration lets only checks that name a destination go here.
         Endpoint::Direct | Endpoint::Reject => return Err("leads nowhere that could be probed".to_owned()),
@@ -111,11 +110,9 @@ async fn reach_one_of(
         let reach = async {
             let connected = connect_one(address, outgoing).await;
             stages.contact.has_refused |= connected.as_ref().is_err_and(is_refusal);
-            let mut stream = connected.map_err(|error| error.to_string())?;
+            let stream = connected.map_err(|error| error.to_string())?;
             stages.mark(Stage::Connect);
-            let heard = pass(&mut stream, hops, asked, stages).await?;
-            let stream: Box<dyn Io> = Box::new(stream);
-            Ok::<_, String>(Reached { stream, heard })
+            pass(Box::new(stream), hops, asked, stages).await
         };
         match timeout(share, reach).await {
             Ok(Ok(reached)) => return Ok(reached),
@@ -143,20 +140,27 @@ fn is_refusal(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset)
 }
 
-/// Gets past the proxies on the way; returns what came from behind them.
+/// Gets past the proxies on the way.
 async fn pass(
-    stream: &mut impl Io,
+    mut stream: Box<dyn Io>,
     hops: &[Hop],
     asked: Option<&Destination>,
     stages: &mut Stages,
-) -> Result<Vec<u8>, String> {
+) -> Result<Reached, String> {
     let (mut received, mut out) = (Vec::new(), Vec::new());
     for (number, hop) in (1..).zip(hops) {
         let of_proxy = |error: &dyn Display| format!("proxy {number} of {}: {error}", hops.len());
         // Hops that lead where the client wants to go are taken only when that is known.
-        let Some(mut introduction) = Introduction::new(hop, asked) else { continue };
+        let mut handshake = match Introduction::new(hop, asked) {
+            None => continue,
+            Some(Introduction::Tunnel(client, destination)) => {
+                stream = sealed::enter(stream, &client, destination);
+                continue;
+            }
+            Some(Introduction::Handshake(handshake)) => handshake,
+        };
         loop {
-            let progress = introduction.advance(&received, &mut out);
+            let progress = handshake.advance(&received, &mut out);
             received.drain(..progress.consumed);
             stream.write_all(&out).await.map_err(|error| of_proxy(&error))?;
             out.clear();
@@ -173,7 +177,7 @@ async fn pass(
         }
         stages.mark(Stage::Proxy);
     }
-    Ok(received)
+    Ok(Reached { stream, heard: received })
 }
 
 #[cfg(unix)]

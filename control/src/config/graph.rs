@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ringweir_flow::affinity::Affinity;
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::pick::Maglev;
-use ringweir_flow::snapshot::{Group, MAX_NESTING, Member, Policy, Role, TargetIndex};
+use ringweir_flow::snapshot::{Group, MAX_NESTING, Member, Policy, Proxy, Role, TargetIndex};
 
 use super::diagnostic::did_you_mean;
 use super::health;
@@ -234,7 +234,7 @@ fn via(
             (DeclaredKind::Upstream(_) | DeclaredKind::Group(_), _) => None,
         }) else {
             if is_own {
-                let hint = "it takes an upstream of kind \"socks5\" or \"http\"".to_owned();
+                let hint = "it takes an upstream of kind \"socks5\", \"http\" or \"shadowsocks\"".to_owned();
                 node.report("names no proxy", Some(hint));
             }
             break;
@@ -249,6 +249,12 @@ fn via(
         }
         if way.len() == MAX_CHAIN {
             node.report(format!("leads over more than {MAX_CHAIN} proxies"), None);
+            break;
+        }
+        let is_sealed = |proxy: &Proxy| matches!(proxy, Proxy::Shadowsocks(_));
+        let mut sealed = way.iter().map(|(via, _): &(Via, _)| &via.proxy).chain(&declared[index].proxy);
+        if is_sealed(proxy) && sealed.any(is_sealed) {
+            node.report("leads through Shadowsocks twice: once is supported", None);
             break;
         }
         path.push(at);

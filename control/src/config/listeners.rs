@@ -10,6 +10,7 @@ use ringweir_flow::reach::Reach;
 use ringweir_flow::rules::Networks;
 use ringweir_flow::snapshot::{Protocol, TargetIndex, Timeouts};
 use ringweir_flow::users::Users;
+use ringweir_flow::wire::shadowsocks::Server;
 use ringweir_socket::Listening;
 
 use super::address::parse_bind;
@@ -17,7 +18,7 @@ use super::graph::Graph;
 use super::reader::{Node, Table};
 use super::rules::RulesNeed;
 use super::targets::is_name;
-use super::{schema, secrets, sections, sockets};
+use super::{schema, sealed, secrets, sections, sockets};
 use crate::model::{BindAddress, Listener};
 
 /// A listener before its target is known.
@@ -31,6 +32,7 @@ pub(crate) struct RawListener<'a> {
     users: Option<Arc<Users>>,
     access: Option<Arc<Access>>,
     trusted: Option<Arc<Networks>>,
+    shadowsocks: Option<Arc<Server>>,
     peek: Peek,
     allow_local: Arc<[IpNet]>,
     max_sessions: (Option<u64>, Option<u32>),
@@ -60,6 +62,7 @@ pub(crate) const PROTOCOLS: &[(&str, Protocol)] = &[
     ("socks5", Protocol::Socks5),
     ("http", Protocol::Http),
     ("mixed", Protocol::Mixed),
+    ("shadowsocks", Protocol::Shadowsocks),
 ];
 
 /// Reads every listener.
@@ -81,7 +84,7 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
     }
     let protocol = table.get("protocol").map(|node| node.choice(PROTOCOLS));
     let binds = table.required("bind").map(|node| binds(&node)).unwrap_or_default();
-    let users = users(&table, folder);
+    let (users, shadowsocks) = who_may(&table, protocol.flatten(), folder);
     let is_diverted = matches!(protocol, Some(Some(Protocol::Redirect | Protocol::Tproxy)));
     if let (true, Some(node)) = (is_diverted, table.get("protocol")) {
         report_undivertible(&node, &binds);
@@ -122,6 +125,7 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
         name,
         binds,
         users,
+        shadowsocks,
         timeouts,
     })
 }
@@ -197,6 +201,24 @@ fn trusted(table: &Table<'_>, binds: &[(BindAddress, Node<'_>)]) -> Option<Arc<N
     Some(Arc::new(trusted.iter().copied().collect()))
 }
 
+/// Whom a listener lets in: by name, or by key.
+fn who_may(
+    table: &Table<'_>,
+    protocol: Option<Protocol>,
+    folder: &Path,
+) -> (Option<Arc<Users>>, Option<Arc<Server>>) {
+    if protocol == Some(Protocol::Shadowsocks) {
+        if let Some(node) = table.get("users_file") {
+            node.report("has no meaning here", Some("users = { name = \"key\" }".to_owned()));
+        }
+        return (None, sealed::server(table, folder));
+    }
+    for node in sealed::KEYS.iter().filter_map(|key| table.get(key)) {
+        node.report("has a meaning for protocol = \"shadowsocks\" alone", None);
+    }
+    (users(table, folder), None)
+}
+
 fn users(table: &Table<'_>, folder: &Path) -> Option<Arc<Users>> {
     match (table.get("users"), table.get("users_file")) {
         (Some(_), Some(file)) => {
@@ -237,6 +259,8 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph, need: RulesNeed) -> Listener {
         Protocol::Socks | Protocol::Socks5 | Protocol::Http | Protocol::Mixed => report_open_relay(&raw),
         // They lead nowhere but where the client was going, as the rules of the system's own filter let it.
         Protocol::Redirect | Protocol::Tproxy => {}
+        // Nobody is served there who has no key.
+        Protocol::Shadowsocks => {}
     }
     let peek = judge_peek(&raw, target, graph, need);
     let reach = if raw.binds.iter().all(|(bind, _)| bind.is_local()) {
@@ -251,6 +275,7 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph, need: RulesNeed) -> Listener {
         target: target.unwrap_or(TargetIndex(0)),
         users: raw.users,
         access: raw.access,
+        shadowsocks: raw.shadowsocks,
         max_sessions: raw.max_sessions,
         trusted: raw.trusted,
         peek,
@@ -282,7 +307,8 @@ fn judge_peek(
                 | Protocol::Socks
                 | Protocol::Socks5
                 | Protocol::Http
-                | Protocol::Mixed,
+                | Protocol::Mixed
+                | Protocol::Shadowsocks,
                 _,
             ) => {
                 let hint = "only at protocol = \"tcp\" is that looked at".to_owned();

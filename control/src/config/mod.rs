@@ -10,6 +10,7 @@ mod lists;
 mod reader;
 mod rules;
 mod schema;
+mod sealed;
 mod secrets;
 mod sections;
 mod sockets;

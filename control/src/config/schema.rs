@@ -47,6 +47,9 @@ pub(crate) const LISTENER: &[&str] = &[
     "backlog",
     "proxy_protocol",
     "peek",
+    "method",
+    "password",
+    "password_file",
 ];
 pub(crate) const PEEK: &[&str] = &["timeout"];
 pub(crate) const HASH_KEY: &[&str] = &["cookie", "query"];
@@ -88,6 +91,7 @@ pub(crate) const UPSTREAM: &[&str] = &[
     "keepalive",
     "mptcp",
     "user",
+    "method",
     "password",
     "password_file",
     "via",

@@ -11,7 +11,7 @@ use ringweir_flow::affinity::{Binding, MAX_ENTRIES, Settings};
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::pick::{FieldName, HashKey};
 use ringweir_flow::retire::OnDown;
-use ringweir_flow::snapshot::{Commit, MAX_WEIGHT, Policy, ProxyProtocol, Role};
+use ringweir_flow::snapshot::{Commit, MAX_WEIGHT, Policy, Proxy, Role};
 use ringweir_flow::wire::client::Credentials;
 use ringweir_flow::wire::proxy_protocol::Version;
 use zeroize::Zeroizing;
@@ -21,8 +21,8 @@ use super::checks::Checks;
 use super::diagnostic::did_you_mean;
 use super::health::{self, DeclaredHealth};
 use super::reader::{Node, Table};
-use super::{schema, secrets, sockets};
-use crate::model::{Check, CheckKind, Endpoint, Proxy};
+use super::{schema, sealed, secrets, sockets};
+use crate::model::{Check, CheckKind, Endpoint};
 
 /// The longest name: names stand in every log line and metric.
 const MAX_NAME_BYTES: usize = 128;
@@ -121,6 +121,7 @@ enum Kind {
     Reject,
     Socks5,
     Http,
+    Shadowsocks,
 }
 
 fn upstream<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>, folder: &Path) -> Option<Declared<'a>> {
@@ -133,6 +134,7 @@ fn upstream<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>, folder: &Pat
         ("reject", Kind::Reject),
         ("socks5", Kind::Socks5),
         ("http", Kind::Http),
+        ("shadowsocks", Kind::Shadowsocks),
     ];
     let kind = table.get("kind").map(|node| node.choice(&kinds));
     let endpoint = match kind {
@@ -182,18 +184,32 @@ fn send_proxy(table: &Table<'_>, endpoint: Option<&Endpoint>) -> Option<Version>
 
 /// What is spoken to an upstream that is a proxy.
 fn proxy(table: &Table<'_>, kind: Option<Kind>, folder: &Path) -> Option<Proxy> {
-    let protocol = match kind {
-        Some(Kind::Socks5) => ProxyProtocol::Socks5,
-        Some(Kind::Http) => ProxyProtocol::Http,
-        Some(Kind::Tcp | Kind::Unix | Kind::Direct | Kind::Reject) | None => {
-            for key in ["user", "password", "password_file"] {
-                if let Some(node) = table.get(key) {
-                    node.report("has a meaning for kind = \"socks5\" and \"http\" alone", None);
-                }
-            }
-            return None;
-        }
+    let (is_plain, is_sealed) = match kind {
+        Some(Kind::Socks5 | Kind::Http) => (true, false),
+        Some(Kind::Shadowsocks) => (false, true),
+        Some(Kind::Tcp | Kind::Unix | Kind::Direct | Kind::Reject) | None => (false, false),
     };
+    let has_password = is_plain || is_sealed;
+    for (key, has_meaning, kinds) in [
+        ("user", is_plain, "\"socks5\" and \"http\""),
+        ("method", is_sealed, "\"shadowsocks\""),
+        ("password", has_password, "\"socks5\", \"http\" and \"shadowsocks\""),
+        ("password_file", has_password, "\"socks5\", \"http\" and \"shadowsocks\""),
+    ] {
+        if let (false, Some(node)) = (has_meaning, table.get(key)) {
+            node.report(format!("has a meaning for kind = {kinds} alone"), None);
+        }
+    }
+    match kind {
+        Some(Kind::Socks5) => Some(Proxy::Socks5(credentials(table, folder))),
+        Some(Kind::Http) => Some(Proxy::Http(credentials(table, folder))),
+        Some(Kind::Shadowsocks) => sealed::client(table, folder).map(Proxy::Shadowsocks),
+        Some(Kind::Tcp | Kind::Unix | Kind::Direct | Kind::Reject) | None => None,
+    }
+}
+
+/// What a proxy is told of who asks.
+fn credentials(table: &Table<'_>, folder: &Path) -> Option<Arc<Credentials>> {
     let user = table.get("user");
     let password = match (table.get("password"), table.get("password_file")) {
         (Some(_), Some(file)) => {
@@ -217,7 +233,7 @@ fn proxy(table: &Table<'_>, kind: Option<Kind>, folder: &Path) -> Option<Proxy> 
         (Some(node), Some(password)) => node.parsed(|user| Credentials::new(user, &password)),
         (Some(_) | None, None) => None,
     };
-    Some(Proxy { protocol, credentials: credentials.map(Arc::new) })
+    credentials.map(Arc::new)
 }
 
 /// The upstream whose connections this one goes through.

@@ -66,7 +66,7 @@ fn directive(protocol: Protocol) -> Option<&'static str> {
     match protocol {
         Protocol::Http | Protocol::Mixed => Some("PROXY"),
         Protocol::Socks | Protocol::Socks5 => Some("SOCKS5"),
-        Protocol::Tcp | Protocol::Redirect | Protocol::Tproxy => None,
+        Protocol::Tcp | Protocol::Redirect | Protocol::Tproxy | Protocol::Shadowsocks => None,
     }
 }
 

@@ -17,12 +17,16 @@ pub enum CloseReason {
     ClientNotAllowed,
     /// The client offered no acceptable authentication, or a wrong user or password.
     ClientAuthentication,
+    /// The client's stream is one that came before: somebody repeats what was overheard.
+    ClientReplayed,
     /// The client asked for a command or address type that is not offered.
     ClientUnsupported,
     /// The client asked for a destination that it may not reach from this listener.
     DestinationNotAllowed,
     /// The upstream reset its connection.
     UpstreamReset,
+    /// The upstream's stream was tampered with, or sealed with another key.
+    UpstreamProtocol,
     /// Every attempt to reach an upstream failed, the last one by a refusal or an error.
     ConnectFailed,
     /// Every attempt to reach an upstream failed, the last one by its deadline.
@@ -74,16 +78,18 @@ pub enum Culprit {
 
 impl CloseReason {
     /// Every reason, in the order of [`CloseReason::index`].
-    pub const ALL: [CloseReason; 24] = [
+    pub const ALL: [CloseReason; 26] = [
         CloseReason::Finished,
         CloseReason::ClientLeft,
         CloseReason::ClientReset,
         CloseReason::ClientProtocol,
         CloseReason::ClientNotAllowed,
         CloseReason::ClientAuthentication,
+        CloseReason::ClientReplayed,
         CloseReason::ClientUnsupported,
         CloseReason::DestinationNotAllowed,
         CloseReason::UpstreamReset,
+        CloseReason::UpstreamProtocol,
         CloseReason::ConnectFailed,
         CloseReason::ConnectTimeout,
         CloseReason::ResolveFailed,
@@ -115,9 +121,11 @@ impl CloseReason {
             CloseReason::ClientProtocol => "client-protocol",
             CloseReason::ClientNotAllowed => "client-not-allowed",
             CloseReason::ClientAuthentication => "client-authentication",
+            CloseReason::ClientReplayed => "client-replayed",
             CloseReason::ClientUnsupported => "client-unsupported",
             CloseReason::DestinationNotAllowed => "destination-not-allowed",
             CloseReason::UpstreamReset => "upstream-reset",
+            CloseReason::UpstreamProtocol => "upstream-protocol",
             CloseReason::ConnectFailed => "connect-failed",
             CloseReason::ConnectTimeout => "connect-timeout",
             CloseReason::ResolveFailed => "resolve-failed",
@@ -145,9 +153,11 @@ impl CloseReason {
             | CloseReason::ClientProtocol
             | CloseReason::ClientNotAllowed
             | CloseReason::ClientAuthentication
+            | CloseReason::ClientReplayed
             | CloseReason::ClientUnsupported
             | CloseReason::DestinationNotAllowed => Culprit::Client,
             CloseReason::UpstreamReset
+            | CloseReason::UpstreamProtocol
             | CloseReason::ConnectFailed
             | CloseReason::ConnectTimeout
             | CloseReason::ResolveFailed

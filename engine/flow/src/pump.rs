@@ -182,6 +182,17 @@ impl Pump {
         self.chooser.handle_received(bytes)
     }
 
+    fn handle_translated(&mut self, payload_bytes: u64, bytes: usize) {
+        if self.state == State::Over {
+            return;
+        }
+        debug_assert_eq!(self.state, State::Receiving, "received without a receive");
+        if self.allowance != u64::MAX {
+            self.allowance = self.allowance.saturating_sub(payload_bytes);
+        }
+        self.state = if bytes == 0 { State::Empty } else { State::Full(bytes) };
+    }
+
     fn handle_pipe_refused(&mut self, refusal: Refusal) {
         self.chooser.handle_refused(refusal);
         if self.state == State::Receiving {
@@ -189,13 +200,13 @@ impl Pump {
         }
     }
 
-    fn handle_sent(&mut self, bytes: usize) {
+    fn handle_sent(&mut self, bytes: usize, arrived: u64) {
         let State::Sending(due) = self.state else {
             debug_assert!(false, "sent {bytes} bytes without a send in {:?}", self.state);
             return;
         };
         debug_assert!(bytes <= due, "sent {bytes} of {due} bytes");
-        self.delivered += bytes as u64;
+        self.delivered += arrived;
         self.state = match due.saturating_sub(bytes) {
             0 => State::Empty,
             rest => State::Full(rest),
@@ -281,6 +292,23 @@ impl Pumps {
         self.pump_mut(direction).handle_received(bytes)
     }
 
+    /// What the source gave was translated: `payload_bytes` bytes of it may go on, as `bytes` bytes.
+    pub fn handle_translated(
+        &mut self,
+        direction: Direction,
+        payload_bytes: u64,
+        bytes: usize,
+        now: Instant,
+    ) {
+        self.last_activity = now;
+        self.pump_mut(direction).handle_translated(payload_bytes, bytes);
+    }
+
+    /// How many more bytes of payload may be forwarded in a direction.
+    pub fn allowance(&self, direction: Direction) -> u64 {
+        self.pump(direction).allowance
+    }
+
     /// Whether the receive that was asked for last goes through a pipe.
     pub fn is_piping(&self, direction: Direction) -> bool {
         let pump = self.pump(direction);
@@ -315,10 +343,10 @@ impl Pumps {
         }
     }
 
-    /// The sink took the first `bytes` bytes of what was being sent.
-    pub fn handle_sent(&mut self, direction: Direction, bytes: usize, now: Instant) {
+    /// The sink took the first `bytes` bytes of what was being sent, and with them `arrived` bytes of payload.
+    pub fn handle_sent(&mut self, direction: Direction, bytes: usize, arrived: u64, now: Instant) {
         self.last_activity = now;
-        self.pump_mut(direction).handle_sent(bytes);
+        self.pump_mut(direction).handle_sent(bytes, arrived);
     }
 
     /// Sending to the sink failed: it is broken. What it sent before is still read and delivered.
@@ -436,10 +464,10 @@ mod tests {
         assert_eq!(pumps.poll_step(Up), None);
         pumps.handle_received(Up, 10, NOW);
         assert_eq!(pumps.poll_step(Up), Some(Step::Send(10)));
-        pumps.handle_sent(Up, 4, NOW);
+        pumps.handle_sent(Up, 4, 4, NOW);
         assert_eq!(pumps.poll_step(Up), Some(Step::Send(6)));
         assert_eq!(pumps.poll_step(Up), None);
-        pumps.handle_sent(Up, 6, NOW);
+        pumps.handle_sent(Up, 6, 6, NOW);
         assert_eq!(pumps.poll_step(Up), Some(RECEIVE));
         assert_eq!(pumps.delivered(Up), 10);
     }
@@ -456,7 +484,7 @@ mod tests {
         assert_eq!(pumps.poll_timeout(), NOW + PATIENCE.half_close);
         pumps.handle_received(Down, 1, NOW);
         assert_eq!(pumps.poll_step(Down), Some(Step::Send(1)));
-        pumps.handle_sent(Down, 1, NOW);
+        pumps.handle_sent(Down, 1, 1, NOW);
         assert_eq!(pumps.poll_step(Down), Some(RECEIVE));
         pumps.handle_ended(Down, NOW);
         let closing = Some(Closing::plain(CloseReason::Finished));
@@ -488,7 +516,7 @@ mod tests {
         assert_eq!(pumps.poll_closing(), None, "the upstream's last words are still to be read");
         pumps.handle_received(Down, 7, NOW);
         assert_eq!(pumps.poll_step(Down), Some(Step::Send(7)));
-        pumps.handle_sent(Down, 7, NOW);
+        pumps.handle_sent(Down, 7, 7, NOW);
         assert_eq!(pumps.poll_step(Down), Some(RECEIVE));
         pumps.handle_ended(Down, NOW);
         let closing = pumps.poll_closing().unwrap();
@@ -514,7 +542,7 @@ mod tests {
         pumps.poll_step(Up);
         pumps.handle_received(Up, 8, NOW);
         assert_eq!(pumps.poll_step(Up), Some(Step::Send(5)));
-        pumps.handle_sent(Up, 5, NOW);
+        pumps.handle_sent(Up, 5, 5, NOW);
         assert_eq!(pumps.poll_step(Up), Some(RECEIVE));
         pumps.handle_received(Up, 100, NOW);
         assert_eq!(pumps.poll_step(Up), Some(RECEIVE));
@@ -528,7 +556,7 @@ mod tests {
             assert_eq!(pumps.poll_step(Up), Some(RECEIVE));
             pumps.handle_received(Up, STREAMING_BYTES, NOW);
             assert_eq!(pumps.poll_step(Up), Some(Step::Send(STREAMING_BYTES)));
-            pumps.handle_sent(Up, STREAMING_BYTES, NOW);
+            pumps.handle_sent(Up, STREAMING_BYTES, STREAMING_BYTES as u64, NOW);
         }
         assert_eq!(pumps.poll_step(Up), Some(Step::Receive(Way::Pipe { max_bytes: u64::MAX })));
         assert_eq!(pumps.poll_step(Down), Some(RECEIVE), "the other direction does not stream");

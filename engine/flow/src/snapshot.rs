@@ -18,9 +18,9 @@ use crate::retire::OnDown;
 use crate::rules::{Networks, Rules};
 use crate::users::Users;
 use crate::way::Splicing;
-use crate::wire::Destination;
 use crate::wire::client::Credentials;
 use crate::wire::proxy_protocol::Version;
+use crate::wire::{Destination, shadowsocks};
 
 /// How deep groups may nest. A deeper configuration is a mistake, and a session's path stays small.
 pub const MAX_NESTING: usize = 8;
@@ -115,6 +115,8 @@ pub struct Listener {
     pub access: Option<Arc<Access>>,
     /// Through which the log is told of clients that are refused; of the listener's name, across snapshots.
     pub gate: Arc<Gate>,
+    /// Who the server is that [`Protocol::Shadowsocks`] speaks for; there alone.
+    pub shadowsocks: Option<Arc<shadowsocks::Server>>,
     /// The networks of the proxies in front, each of whose connections begins with a PROXY header that says who the
     /// client is; nobody else may connect, but on a Unix socket. `None` where there are no such proxies.
     pub trusted: Option<Arc<Networks>>,
@@ -149,6 +151,7 @@ impl Listener {
             users: None,
             access: None,
             gate: Arc::default(),
+            shadowsocks: None,
             trusted: None,
             peek: None,
             reach: Reach::Anywhere,
@@ -177,6 +180,8 @@ pub enum Protocol {
     Socks,
     /// SOCKS 4, 4a or 5, or HTTP; the first byte decides.
     Mixed,
+    /// Shadowsocks, SIP004 or SIP022.
+    Shadowsocks,
 }
 
 /// How long a session may take for what.
@@ -304,29 +309,40 @@ pub enum FirstHop {
 /// A proxy, and what it is asked for.
 #[derive(Clone, Debug)]
 pub struct Hop {
-    /// What it speaks.
-    pub protocol: ProxyProtocol,
-    /// What it is told of who asks.
-    pub credentials: Option<Arc<Credentials>>,
+    /// What it speaks, and who we are to it.
+    pub proxy: Proxy,
     /// Where it is to lead.
     pub towards: Towards,
 }
 
-/// What a proxy speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ProxyProtocol {
-    /// SOCKS version 5 (RFC 1928).
-    Socks5,
-    /// HTTP/1.1 CONNECT (RFC 9110, section 9.3.6).
-    Http,
+impl Hop {
+    /// Where it is to lead a client that has `asked` for something; `None` where that is not known.
+    pub fn destination<'a>(&'a self, asked: Option<&'a Destination>) -> Option<&'a Destination> {
+        match &self.towards {
+            Towards::Client => asked,
+            Towards::Fixed(destination) => Some(destination),
+        }
+    }
 }
 
-impl ProxyProtocol {
+/// A proxy as we speak to it, and what it is told of who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    /// SOCKS version 5 (RFC 1928).
+    Socks5(Option<Arc<Credentials>>),
+    /// HTTP/1.1 CONNECT (RFC 9110, section 9.3.6).
+    Http(Option<Arc<Credentials>>),
+    /// Shadowsocks, SIP004 or SIP022. No more than one on a way.
+    Shadowsocks(Arc<shadowsocks::Client>),
+}
+
+impl Proxy {
     /// The word used in configurations.
-    pub const fn as_str(self) -> &'static str {
+    pub const fn as_str(&self) -> &'static str {
         match self {
-            ProxyProtocol::Socks5 => "socks5",
-            ProxyProtocol::Http => "http",
+            Proxy::Socks5(_) => "socks5",
+            Proxy::Http(_) => "http",
+            Proxy::Shadowsocks(_) => "shadowsocks",
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::pick::{Memory, Picker, Subject};
 use crate::session::Spares;
 use crate::snapshot::{Group, Snapshot, TargetIndex, TargetKind, WorkerIndex};
 use crate::time::Instant;
+use crate::wire::shadowsocks::Serial;
 
 /// A snapshot as one worker sees it. Sessions hold it by `Rc`: no counter is shared between cores, and a session
 /// keeps the world it was dispatched in until it ends.
@@ -31,6 +32,8 @@ struct Private {
     memories: Vec<Option<Memory>>,
     /// The turns of source addresses by [`TargetIndex`], of either family; as long as they are asked for.
     turns: Vec<[u32; 2]>,
+    /// How many were given.
+    serials: u64,
 }
 
 impl View {
@@ -38,7 +41,7 @@ impl View {
     pub fn new(snapshot: Arc<Snapshot>, worker: WorkerIndex, seed: u64) -> Rc<View> {
         let memories = groups(&snapshot).map(|group| group.map(|group| Memory::new(group, worker))).collect();
         let rng = fastrand::Rng::with_seed(seed);
-        let private = RefCell::new(Private { rng, memories, turns: Vec::new() });
+        let private = RefCell::new(Private { rng, memories, turns: Vec::new(), serials: 0 });
         Rc::new(View { snapshot, worker, private, spares: Spares::default() })
     }
 
@@ -61,7 +64,7 @@ impl View {
                 })
             })
             .collect();
-        let private = RefCell::new(Private { rng, memories, turns: Vec::new() });
+        let private = RefCell::new(Private { rng, memories, turns: Vec::new(), serials: 0 });
         Rc::new(View { snapshot, worker: self.worker, private, spares: self.spares.inherit() })
     }
 
@@ -95,6 +98,18 @@ impl View {
     /// A moment drawn from a time.
     pub(crate) fn draw(&self, from: Duration) -> Duration {
         from.mul_f64(self.private.borrow_mut().rng.f64())
+    }
+
+    /// A number that nothing else in this process has.
+    pub(crate) fn next_serial(&self) -> Serial {
+        let Private { serials, .. } = &mut *self.private.borrow_mut();
+        *serials += 1;
+        Serial { generation: self.snapshot.generation, worker: self.worker.0 as u64, count: *serials }
+    }
+
+    /// Any number.
+    pub(crate) fn draw_u16(&self) -> u16 {
+        self.private.borrow_mut().rng.u16(..)
     }
 
     /// A name for a connection that no other has, in printable characters.

@@ -16,7 +16,12 @@ pub(crate) const MAX_PIECES: usize = 1024;
 
 /// Memory of owned sends that is kept for the next ones: as much as a turn may need, and none that is large.
 const MAX_SPARES: usize = 256;
-const MAX_SPARE_BYTES: usize = 4096;
+pub(crate) const MAX_SPARE_BYTES: usize = 4096;
+
+/// How many spares for more than that are kept, and how long they may be: what sessions that are sealed have on their
+/// way in one turn.
+const MAX_LARGE_SPARES: usize = 16;
+const MAX_LARGE_SPARE_BYTES: usize = 256 * 1024;
 
 /// What an operation in flight owns.
 pub(crate) enum Memory {
@@ -50,6 +55,8 @@ pub(crate) struct InFlight {
     gathers: Vec<Fixed<Gather>>,
     addresses: Vec<Fixed<SocketAddrAny>>,
     bytes: Vec<Vec<u8>>,
+    /// Those of more than [`MAX_SPARE_BYTES`].
+    large: Vec<Vec<u8>>,
 }
 
 impl InFlight {
@@ -62,6 +69,7 @@ impl InFlight {
             gathers: Vec::new(),
             addresses: Vec::new(),
             bytes: Vec::new(),
+            large: Vec::new(),
         }
     }
 
@@ -157,10 +165,22 @@ impl InFlight {
         self.bytes.pop().unwrap_or_default()
     }
 
+    pub(crate) fn large_spare(&mut self) -> Vec<u8> {
+        self.large.pop().unwrap_or_default()
+    }
+
     pub(crate) fn reuse_bytes(&mut self, mut bytes: Vec<u8>) {
-        if self.bytes.len() < MAX_SPARES && bytes.capacity() <= MAX_SPARE_BYTES {
+        let capacity = bytes.capacity();
+        let (spares, most) = if capacity <= MAX_SPARE_BYTES {
+            (&mut self.bytes, MAX_SPARES)
+        } else if capacity <= MAX_LARGE_SPARE_BYTES {
+            (&mut self.large, MAX_LARGE_SPARES)
+        } else {
+            return;
+        };
+        if spares.len() < most {
             bytes.clear();
-            self.bytes.push(bytes);
+            spares.push(bytes);
         }
     }
 

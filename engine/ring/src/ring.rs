@@ -12,7 +12,7 @@ use io_uring::{cqueue, opcode, squeue};
 
 use crate::completion::{Completion, Unsent};
 use crate::config::{RingConfig, RingStats};
-use crate::inflight::{Fixed, InFlight, Memory};
+use crate::inflight::{Fixed, InFlight, MAX_SPARE_BYTES, Memory};
 use crate::pool::{self, Chunks, Pool, PoolError};
 use crate::probe::{self, Capabilities};
 use crate::setup::{Kernel, SetupError};
@@ -202,6 +202,19 @@ impl Ring {
     #[must_use]
     pub fn spare_bytes(&mut self) -> Vec<u8> {
         self.inflight.spare_bytes()
+    }
+
+    /// The same for `bytes` bytes: what is given has not room for as many, but the better chance.
+    pub fn spare_bytes_for(&mut self, bytes: usize) -> Vec<u8> {
+        match bytes {
+            0..=MAX_SPARE_BYTES => self.inflight.spare_bytes(),
+            _ => self.inflight.large_spare(),
+        }
+    }
+
+    /// Takes memory back that [`Ring::spare_bytes`] gave and that was not sent.
+    pub fn reuse_bytes(&mut self, bytes: Vec<u8>) {
+        self.inflight.reuse_bytes(bytes);
     }
 
     /// Connects a socket.

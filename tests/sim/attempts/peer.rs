@@ -4,10 +4,16 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use ringweir_flow::dial::AttemptId;
-use ringweir_flow::snapshot::ProxyProtocol;
 use ringweir_flow::time::Instant;
 
 use super::world::span;
+
+/// What a proxy speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProxyProtocol {
+    Socks5,
+    Http,
+}
 
 /// What a destination does once it has heard enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,15 +11,15 @@ use ringweir_flow::pick::{HashKey, Maglev};
 use ringweir_flow::pump::Closing;
 use ringweir_flow::session::Command;
 use ringweir_flow::snapshot::{
-    Commit, FirstHop, Group, Health, Hop, Listener, Member, Policy, Protocol, ProxyProtocol, Role, Route,
-    Snapshot, Target, TargetIndex, TargetKind, Timeouts, Towards, Upstream, WorkerIndex,
+    Commit, FirstHop, Group, Health, Hop, Listener, Member, Policy, Protocol, Proxy, Role, Route, Snapshot,
+    Target, TargetIndex, TargetKind, Timeouts, Towards, Upstream, WorkerIndex,
 };
 use ringweir_flow::time::Instant;
 use ringweir_flow::way::Splicing;
 use ringweir_flow::wire::Destination;
 
 use super::NEVER;
-use super::peer::{Conn, Fate};
+use super::peer::{Conn, Fate, ProxyProtocol};
 use crate::invariants::{Verdicts, hold};
 
 /// How a connect ends, and after how long.
@@ -104,7 +104,11 @@ impl World {
     ) -> (Conn, Option<Answered>) {
         let upstream = usize::from(address.port() - 1000);
         let proxy = match &self.kinds[upstream] {
-            TargetKind::Upstream(Upstream::Proxied(route)) => Some(route.hops[0].protocol),
+            TargetKind::Upstream(Upstream::Proxied(route)) => match route.hops[0].proxy {
+                Proxy::Socks5(_) => Some(ProxyProtocol::Socks5),
+                Proxy::Http(_) => Some(ProxyProtocol::Http),
+                Proxy::Shadowsocks(_) => unreachable!("nothing is sealed in this world"),
+            },
             TargetKind::Upstream(_) | TargetKind::Group(_) => None,
         };
         let after = if rng.bool() { span(rng, 0, 20) } else { span(rng, 0, 3_000) };
@@ -147,7 +151,7 @@ impl std::fmt::Debug for World {
                     writeln!(f, "{attempt_timeout:?}, commit {commit:?}, selected {selected}")?;
                 }
                 TargetKind::Upstream(Upstream::Proxied(route)) => {
-                    writeln!(f, "{number} {health:?}: {fate:?} behind {}", route.hops[0].protocol.as_str())?;
+                    writeln!(f, "{number} {health:?}: {fate:?} behind {}", route.hops[0].proxy.as_str())?;
                 }
                 TargetKind::Upstream(_) => writeln!(f, "{number} {health:?}: {fate:?}")?,
             }
@@ -231,12 +235,12 @@ fn group(members: Vec<Member>, rng: &mut fastrand::Rng) -> Group {
 fn upstream(number: usize, rng: &mut fastrand::Rng) -> Upstream {
     // The port tells the target.
     let address = SocketAddr::from(([192, 0, 2, 1], 1000 + number as u16));
-    let protocol = match rng.u8(..4) {
-        0 => ProxyProtocol::Socks5,
-        1 => ProxyProtocol::Http,
+    let proxy = match rng.u8(..4) {
+        0 => Proxy::Socks5(None),
+        1 => Proxy::Http(None),
         _ => return Upstream::Tcp([address].into()),
     };
     let towards = Towards::Fixed(Destination::Address(SocketAddr::from(([198, 51, 100, 7], 443))));
-    let hops = vec![Hop { protocol, credentials: None, towards }];
+    let hops = vec![Hop { proxy, towards }];
     Upstream::Proxied(Arc::new(Route { first: FirstHop::Tcp([address].into()), hops: hops.into() }))
 }

@@ -292,9 +292,10 @@ impl Session {
         attempt.reached_at = now;
         let upstream = attempt.upstream;
         self.view.handle_outcome(upstream, Outcome::Connected);
-        self.announce(connection, upstream);
+        self.announce(index, connection, upstream);
         match commit {
-            Commit::FirstByte if heard.is_empty() => self.listen(connection, local, now),
+            _ if self.awaits_first_word(index) => self.wait_for_client(index, connection, local, now),
+            Commit::FirstByte if heard.is_empty() => self.listen(index, connection, local, now),
             Commit::Connect | Commit::Handshake | Commit::FirstByte => {
                 self.commit(index, connection, local, heard, now);
             }
@@ -302,17 +303,26 @@ impl Session {
     }
 
     /// Tells an attempt's destination what the client has said, so that it may answer.
-    fn listen(&mut self, connection: AttemptId, local: Option<SocketAddr>, now: Instant) {
+    pub(super) fn listen(
+        &mut self,
+        index: usize,
+        connection: AttemptId,
+        local: Option<SocketAddr>,
+        now: Instant,
+    ) {
         self.answer_success(local);
         let Some(setup) = &mut self.setup else { return };
         if setup.replay.is_none() {
             let (bytes, allowance) = setup.take_first_bytes();
             setup.replay = Some(Replay { bytes, allowance });
         }
+        let attempt = &mut setup.attempts[index];
+        attempt.is_told = true;
         if let Some(replay) = &setup.replay
-            && !replay.bytes.is_empty()
+            && (!replay.bytes.is_empty() || attempt.is_mute())
         {
-            setup.commands.push_back(Command::SendAhead(connection, replay.bytes.clone()));
+            let told = attempt.sealed(replay.bytes.clone());
+            setup.commands.push_back(Command::SendAhead(connection, told));
         }
         if setup.client_ended {
             setup.commands.push_back(Command::EndAhead(connection));
@@ -327,9 +337,10 @@ impl Session {
         let Some(replay) = &mut setup.replay else { return };
         let fresh = replay.take_over(&mut setup.early);
         if !fresh.is_empty() {
-            for attempt in &setup.attempts {
+            for attempt in &mut setup.attempts {
                 if let Approach::Listening(connection) = attempt.approach {
-                    setup.commands.push_back(Command::SendAhead(connection, fresh.clone()));
+                    let told = attempt.sealed(fresh.clone());
+                    setup.commands.push_back(Command::SendAhead(connection, told));
                 }
             }
         }
@@ -355,7 +366,10 @@ impl Session {
         let listening =
             setup.attempts.iter().enumerate().find_map(|(index, attempt)| match attempt.approach {
                 Approach::Listening(connection) => Some((index, connection)),
-                Approach::Resolving | Approach::Dialing(_) | Approach::Introducing(_) => None,
+                Approach::Resolving
+                | Approach::Dialing(_)
+                | Approach::Introducing(_)
+                | Approach::Waiting { .. } => None,
             });
         if let Some((index, connection)) = listening {
             self.commit(index, connection, None, &[], now);
@@ -364,14 +378,19 @@ impl Session {
 
     /// An attempt's destination, or a proxy on the way to it, said something ahead of the pump.
     pub(super) fn hear(&mut self, index: usize, connection: AttemptId, bytes: &[u8], now: Instant) {
+        let Some(bytes) = self.opened_ahead(index, bytes, now) else { return };
         let Some(setup) = &mut self.setup else { return };
         match &mut setup.attempts[index].approach {
             Approach::Introducing(introducing) => {
-                introducing.received.extend_from_slice(bytes);
+                introducing.received.extend_from_slice(&bytes);
                 self.advance_introduction(index, now);
             }
-            Approach::Listening(_) => self.commit(index, connection, None, bytes, now),
-            Approach::Resolving | Approach::Dialing(_) => {}
+            // Not a whole message yet.
+            Approach::Listening(_) if bytes.is_empty() => {
+                setup.commands.push_back(Command::ReceiveAhead(connection));
+            }
+            Approach::Listening(_) => self.commit(index, connection, None, &bytes, now),
+            Approach::Resolving | Approach::Dialing(_) | Approach::Waiting { .. } => {}
         }
     }
 
@@ -400,6 +419,7 @@ impl Session {
 
     /// Gives up what has taken too long, and goes on with the rest.
     pub(super) fn expire_attempts(&mut self, now: Instant) {
+        self.greet_overdue(now);
         let mut index = 0;
         while let Some(attempt) = self.setup.as_ref().and_then(|setup| setup.attempts.get(index)) {
             let count = self.attempt_count();

@@ -11,7 +11,8 @@ use crate::dispatch::{Branch, Choice, Path};
 use crate::health::Outcome;
 use crate::snapshot::{Commit, Route, TargetIndex};
 use crate::time::Instant;
-use crate::wire::client::Introduction;
+use crate::wire::client::Handshake;
+use crate::wire::shadowsocks::Tunnel;
 
 /// One try.
 #[derive(Debug)]
@@ -30,6 +31,10 @@ pub(super) struct Attempt {
     pub(super) deadline: Instant,
     /// What makes it win.
     pub(super) commit: Commit,
+    /// What its connection leads through, once that is known.
+    pub(super) tunnel: Option<Box<Tunnel>>,
+    /// Whether its destination has been told what the client said.
+    pub(super) is_told: bool,
     pub(super) approach: Approach,
 }
 
@@ -42,6 +47,12 @@ pub(super) enum Approach {
     Dialing(Dial),
     /// Speaks to proxies.
     Introducing(Box<Introducing>),
+    /// Waits for the client's first word, to say it together with what opens the tunnel.
+    Waiting {
+        connection: AttemptId,
+        /// When the tunnel is opened without it.
+        until: Instant,
+    },
     /// Has been told what the client said, and waits for the destination's first byte.
     Listening(AttemptId),
 }
@@ -49,15 +60,22 @@ pub(super) enum Approach {
 /// A connection to a proxy that does not pass bytes on yet.
 #[derive(Debug)]
 pub(super) struct Introducing {
+    pub(super) way: Way,
+    /// With the proxy that is asked.
+    pub(super) handshake: Handshake,
+    /// What the proxy has sent and is not done with.
+    pub(super) received: Vec<u8>,
+}
+
+/// How far a connection has come on its way over proxies.
+#[derive(Debug)]
+pub(super) struct Way {
     pub(super) connection: AttemptId,
     /// The connection's own address, where it is wanted.
     pub(super) local: Option<SocketAddr>,
     pub(super) route: Arc<Route>,
     /// Which of its hops is being asked.
     pub(super) hop: usize,
-    pub(super) introduction: Introduction,
-    /// What the proxy has sent and is not done with.
-    pub(super) received: Vec<u8>,
 }
 
 impl Attempt {
@@ -71,6 +89,8 @@ impl Attempt {
             connect_by: choice.connect_by,
             deadline: choice.deadline,
             commit,
+            tunnel: None,
+            is_told: false,
             approach: Approach::Resolving,
         }
     }
@@ -80,8 +100,8 @@ impl Attempt {
         match &self.approach {
             Approach::Resolving => false,
             Approach::Dialing(dial) => dial.in_flight().contains(&connection),
-            Approach::Introducing(introducing) => introducing.connection == connection,
-            Approach::Listening(own) => *own == connection,
+            Approach::Introducing(introducing) => introducing.way.connection == connection,
+            Approach::Waiting { connection: own, .. } | Approach::Listening(own) => *own == connection,
         }
     }
 
@@ -90,8 +110,10 @@ impl Attempt {
         match &self.approach {
             Approach::Resolving => SmallVec::new(),
             Approach::Dialing(dial) => SmallVec::from_slice(dial.in_flight()),
-            Approach::Introducing(introducing) => SmallVec::from_slice(&[introducing.connection]),
-            Approach::Listening(connection) => SmallVec::from_slice(&[*connection]),
+            Approach::Introducing(introducing) => SmallVec::from_slice(&[introducing.way.connection]),
+            Approach::Waiting { connection, .. } | Approach::Listening(connection) => {
+                SmallVec::from_slice(&[*connection])
+            }
         }
     }
 
@@ -103,6 +125,7 @@ impl Attempt {
     pub(super) fn poll_timeout(&self) -> Instant {
         let next_address = match &self.approach {
             Approach::Dialing(dial) => dial.poll_timeout(),
+            Approach::Waiting { until, .. } => Some(*until),
             Approach::Resolving | Approach::Introducing(_) | Approach::Listening(_) => None,
         };
         next_address.map_or(self.limit(), |next| next.min(self.limit()))
@@ -122,6 +145,7 @@ impl Attempt {
             ) => Outcome::Abandoned,
             (
                 Approach::Listening(_)
+                | Approach::Waiting { .. }
                 | Approach::Introducing(_)
                 | Approach::Dialing(_)
                 | Approach::Resolving,
@@ -138,7 +162,7 @@ impl Attempt {
     fn limit(&self) -> Instant {
         match &self.approach {
             Approach::Resolving | Approach::Dialing(_) => self.connect_by,
-            Approach::Introducing(_) | Approach::Listening(_) => self.deadline,
+            Approach::Introducing(_) | Approach::Waiting { .. } | Approach::Listening(_) => self.deadline,
         }
     }
 }

@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 
+use super::sealed::Ciphers;
 use super::setup::{self, Answered};
 use super::{Command, Session, Stage};
 use crate::close::{CloseReason, ConnectError};
 use crate::dial::AttemptId;
 use crate::pump::{Direction, Patience, Pumps, Side};
-use crate::snapshot::Commit;
 use crate::time::Instant;
+use crate::way::Splicing;
 use crate::wire::Failure;
 
 impl Session {
@@ -59,32 +60,39 @@ impl Session {
         now: Instant,
     ) {
         let Some(setup) = &mut self.setup else { return };
-        let winner = setup.attempts.swap_remove(index);
+        let mut winner = setup.attempts.swap_remove(index);
+        let mut tunnel = winner.tunnel.take();
         setup.dispatch.decide();
         self.abandon_attempts(Some(now));
         self.answer_success(local);
         let timeouts = self.view.snapshot().listener(self.listener).timeouts;
-        let splicing = self.view.snapshot().splicing;
         let Some(setup) = &mut self.setup else { return };
         let (request, peeked) = (setup.request.as_ref(), setup.peeked.as_deref());
         self.view.handle_committed(&winner.path, setup::subject(&self.client, request, peeked), heard, now);
-        let (bytes, allowance) = match (setup.replay.take(), winner.commit) {
+        let (bytes, allowance) = match setup.replay.take() {
             // It has been told all that is known.
-            (Some(replay), Commit::FirstByte) => (replay.bytes.len() as u64, replay.allowance),
-            (Some(replay), Commit::Connect | Commit::Handshake) => {
-                setup.send_first(replay.bytes, replay.allowance)
-            }
-            (None, _) => {
+            Some(replay) if winner.is_told => (replay.bytes.len() as u64, replay.allowance),
+            Some(replay) => setup.send_first(replay.bytes, replay.allowance, tunnel.as_deref_mut()),
+            None => {
                 let (first, allowance) = setup.take_first_bytes();
-                setup.send_first(first, allowance)
+                setup.send_first(first, allowance, tunnel.as_deref_mut())
             }
         };
+        if let Some(tunnel) = tunnel {
+            self.ciphers.get_or_insert_default().upstream = Some(*tunnel);
+        }
         if !heard.is_empty() {
-            setup.commands.push_back(Command::Send(Side::Client, heard.to_vec().into()));
+            let heard = Ciphers::sealed_for_client(self.ciphers.as_deref_mut(), heard);
+            setup.commands.push_back(Command::Send(Side::Client, heard.into()));
         }
         setup.commands.push_back(Command::Pump(connection));
         setup.stage = Stage::Pumping;
         let patience = Patience { idle: timeouts.idle, half_close: timeouts.half_close };
+        let splicing = match self.ciphers {
+            None => self.view.snapshot().splicing,
+            // What goes through a pipe cannot be translated.
+            Some(_) => Splicing::Off,
+        };
         let mut pumps = Pumps::new(now, patience, splicing, allowance, setup.client_ended);
         pumps.count_early(Direction::Up, bytes);
         pumps.count_early(Direction::Down, heard.len() as u64);

@@ -101,6 +101,7 @@ impl Session {
                     self.advance_handshake(now);
                 }
             }
+            None if listener.protocol == Protocol::Shadowsocks => self.begin_accept(listener, now),
             None if listener.protocol == Protocol::Redirect => {
                 setup.commands.push_back(Command::NameDestination(Diversion::Redirect));
             }
@@ -181,7 +182,7 @@ impl Session {
     }
 
     /// Says ahead of everything else on an attempt's connection whose it is, where the upstream wants to know.
-    pub(super) fn announce(&mut self, connection: AttemptId, upstream: TargetIndex) {
+    pub(super) fn announce(&mut self, index: usize, connection: AttemptId, upstream: TargetIndex) {
         let Some(version) = self.view.snapshot().target(upstream).send_proxy else { return };
         let Some(setup) = &mut self.setup else { return };
         let ends = match (&self.client, setup.front.local) {
@@ -197,6 +198,7 @@ impl Session {
         };
         let mut header = Vec::new();
         proxy_protocol::write(version, &Header { ends, unique_id }, &mut header);
+        let header = setup.attempts[index].sealed(header);
         setup.commands.push_back(Command::SendAhead(connection, header));
     }
 }

@@ -20,6 +20,7 @@ mod front;
 mod introduce;
 mod look;
 mod pumping;
+mod sealed;
 mod setup;
 
 use std::borrow::Cow;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::attempt::{Attempt, Losses};
+use self::sealed::Ciphers;
 pub(crate) use self::setup::Spares;
 use self::setup::{Lookup, Setup};
 use crate::close::{CloseReason, ConnectError};
@@ -45,6 +47,7 @@ use crate::time::Instant;
 use crate::view::View;
 use crate::wire::handshake::Handshake;
 use crate::wire::peek::Peek;
+use crate::wire::shadowsocks::Accept;
 use crate::wire::{Destination, HostName};
 
 /// How much of what a client sends early, before its upstream is open, is held for it.
@@ -140,6 +143,8 @@ pub struct Session {
     /// Everything that is needed only until the pump runs.
     setup: Option<Box<Setup>>,
     pumps: Option<Pumps>,
+    /// What is sealed, where anything is.
+    ciphers: Option<Box<Ciphers>>,
     first_byte: FirstByte,
     /// Whether the limits of its listener know of it.
     is_limited: bool,
@@ -167,6 +172,10 @@ enum Stage {
     Announcing { deadline: Instant },
     /// Looking at what the client says first, of which the upstream gets every byte.
     Peeking { peek: Peek, deadline: Instant },
+    /// Reading the sealed request of a client.
+    Accepting { accept: Box<Accept>, deadline: Instant },
+    /// Reading what somebody says who is no client, without a word.
+    Shunning { reason: CloseReason, deadline: Instant },
     /// Reading the client's request.
     Handshake { wire: Handshake, deadline: Instant },
     /// The request is complete; upstreams are being tried.
@@ -213,6 +222,7 @@ impl Session {
             closing: None,
             setup: Some(setup),
             pumps: None,
+            ciphers: None,
             first_byte: FirstByte::Awaited,
             is_limited: false,
             retiring: None,
@@ -225,7 +235,10 @@ impl Session {
     pub fn wants_bytes(&self) -> bool {
         let Some(setup) = &self.setup else { return false };
         match setup.stage {
-            Stage::Announcing { .. } | Stage::Handshake { .. } => true,
+            Stage::Announcing { .. }
+            | Stage::Handshake { .. }
+            | Stage::Accepting { .. }
+            | Stage::Shunning { .. } => true,
             Stage::Peeking { .. } | Stage::Reaching => !setup.client_ended && setup.has_room(),
             Stage::Refusing { .. } => !setup.client_ended,
             Stage::Pumping | Stage::Closed => false,
@@ -248,12 +261,8 @@ impl Session {
                 setup.early.extend_from_slice(bytes);
                 self.advance_handshake(now);
             }
-            Stage::Reaching => {
-                setup.early.extend_from_slice(bytes);
-                if setup.replay.is_some() {
-                    self.extend_replay(now);
-                }
-            }
+            Stage::Accepting { .. } => self.advance_accept(bytes, now),
+            Stage::Reaching => self.keep(bytes, now),
             Stage::Refusing { bytes_left, reason, .. } => match bytes_left.checked_sub(bytes.len()) {
                 Some(left) => *bytes_left = left,
                 None => {
@@ -261,16 +270,19 @@ impl Session {
                     self.close(Closing::plain(reason));
                 }
             },
-            Stage::Pumping | Stage::Closed => {}
+            Stage::Shunning { .. } | Stage::Pumping | Stage::Closed => {}
         }
     }
 
     /// The client ended its stream before the pump ran.
     pub fn handle_client_ended(&mut self) {
+        if self.is_cut_off(Side::Client) {
+            return self.handle_client_failed();
+        }
         let Some(setup) = &mut self.setup else { return };
         setup.client_ended = true;
         match &mut setup.stage {
-            Stage::Announcing { .. } | Stage::Handshake { .. } => {
+            Stage::Announcing { .. } | Stage::Handshake { .. } | Stage::Accepting { .. } => {
                 self.close(Closing::plain(CloseReason::ClientLeft));
             }
             Stage::Refusing { reason, farewell: Farewell::Sent, .. } => {
@@ -280,7 +292,14 @@ impl Session {
             // Nothing more is to be seen: the timeout is due.
             Stage::Peeking { deadline, .. } => *deadline = Instant::ZERO,
             // A client that only ended its own stream still wants the answer.
-            Stage::Reaching => self.end_replay(),
+            Stage::Reaching => {
+                self.end_replay();
+                self.stop_waiting();
+            }
+            Stage::Shunning { reason, .. } => {
+                let reason = *reason;
+                self.close(Closing::plain(reason));
+            }
             Stage::Refusing { farewell: Farewell::Sending, .. } | Stage::Pumping | Stage::Closed => {}
         }
     }
@@ -289,10 +308,12 @@ impl Session {
     pub fn handle_client_failed(&mut self) {
         let Some(setup) = &self.setup else { return };
         let reason = match setup.stage {
-            Stage::Refusing { reason, .. } => reason,
-            Stage::Announcing { .. } | Stage::Peeking { .. } | Stage::Handshake { .. } | Stage::Reaching => {
-                CloseReason::ClientReset
-            }
+            Stage::Refusing { reason, .. } | Stage::Shunning { reason, .. } => reason,
+            Stage::Announcing { .. }
+            | Stage::Peeking { .. }
+            | Stage::Handshake { .. }
+            | Stage::Accepting { .. }
+            | Stage::Reaching => CloseReason::ClientReset,
             Stage::Pumping | Stage::Closed => return,
         };
         self.close(Closing::plain(reason));
@@ -319,6 +340,8 @@ impl Session {
                 Stage::Announcing { .. }
                 | Stage::Peeking { .. }
                 | Stage::Handshake { .. }
+                | Stage::Accepting { .. }
+                | Stage::Shunning { .. }
                 | Stage::Reaching
                 | Stage::Pumping
                 | Stage::Refusing { .. }
@@ -374,18 +397,26 @@ impl Session {
         }
         let Some(setup) = &mut self.setup else { return };
         match &mut setup.stage {
-            Stage::Announcing { deadline } | Stage::Handshake { deadline, .. } if now >= *deadline => {
+            Stage::Announcing { deadline }
+            | Stage::Handshake { deadline, .. }
+            | Stage::Accepting { deadline, .. }
+                if now >= *deadline =>
+            {
                 self.close(Closing::plain(CloseReason::HandshakeTimeout));
             }
             Stage::Peeking { deadline, .. } if now >= *deadline => self.set_out(now),
             Stage::Reaching => self.expire_attempts(now),
-            Stage::Refusing { reason, deadline, .. } if now >= *deadline => {
+            Stage::Refusing { reason, deadline, .. } | Stage::Shunning { reason, deadline }
+                if now >= *deadline =>
+            {
                 let reason = *reason;
                 self.close(Closing::plain(reason));
             }
             Stage::Announcing { .. }
             | Stage::Peeking { .. }
             | Stage::Handshake { .. }
+            | Stage::Accepting { .. }
+            | Stage::Shunning { .. }
             | Stage::Refusing { .. }
             | Stage::Pumping
             | Stage::Closed => {}
@@ -429,6 +460,8 @@ impl Session {
             Stage::Announcing { deadline }
             | Stage::Peeking { deadline, .. }
             | Stage::Handshake { deadline, .. }
+            | Stage::Accepting { deadline, .. }
+            | Stage::Shunning { deadline, .. }
             | Stage::Refusing { deadline, .. } => Some(*deadline),
             Stage::Reaching => {
                 let attempts = setup.attempts.iter().map(Attempt::poll_timeout);

@@ -51,8 +51,13 @@ impl Session {
 
     /// The source of a direction ended its stream.
     pub fn handle_ended(&mut self, direction: Direction, now: Instant) {
+        let is_cut_off = self.is_cut_off(direction.source());
         if let Some(pumps) = &mut self.pumps {
-            pumps.handle_ended(direction, now);
+            if is_cut_off {
+                pumps.handle_receive_failed(direction);
+            } else {
+                pumps.handle_ended(direction, now);
+            }
             self.check_end();
         }
     }
@@ -68,8 +73,12 @@ impl Session {
     /// The sink of a direction took the first `bytes` bytes of what was being sent.
     pub fn handle_sent(&mut self, direction: Direction, bytes: usize, now: Instant) {
         if let Some(pumps) = &mut self.pumps {
-            pumps.handle_sent(direction, bytes, now);
-            self.count_bytes(direction, bytes as u64);
+            let arrived = match &mut self.ciphers {
+                None => bytes as u64,
+                Some(ciphers) => ciphers.handle_sent(direction, bytes),
+            };
+            pumps.handle_sent(direction, bytes, arrived, now);
+            self.count_bytes(direction, arrived);
         }
     }
 

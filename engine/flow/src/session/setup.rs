@@ -18,6 +18,7 @@ use crate::record::ClientAddr;
 use crate::snapshot::TargetIndex;
 use crate::time::Instant;
 use crate::wire::peek::Peeked;
+use crate::wire::shadowsocks::Tunnel;
 use crate::wire::{Answer, Body, Request};
 
 /// How many are kept for sessions to come: more than a turn of a worker brings.
@@ -95,7 +96,10 @@ impl Replay {
 /// Setups that no session needs any more.
 #[derive(Debug, Default)]
 #[expect(clippy::vec_box, reason = "sessions hold the boxes as they are")]
-pub(crate) struct Spares(RefCell<Vec<Box<Setup>>>);
+pub(crate) struct Spares {
+    setups: RefCell<Vec<Box<Setup>>>,
+    plain: RefCell<Vec<u8>>,
+}
 
 impl Spares {
     /// A setup that has seen nothing.
@@ -117,7 +121,7 @@ impl Spares {
             replay: None,
             answered: Answered::NotYet,
         };
-        match self.0.borrow_mut().pop() {
+        match self.setups.borrow_mut().pop() {
             Some(mut spare) => {
                 let commands = mem::take(&mut spare.commands);
                 let (early, words) = (mem::take(&mut spare.early), mem::take(&mut spare.words));
@@ -129,7 +133,7 @@ impl Spares {
     }
 
     pub(super) fn give_back(&self, mut setup: Box<Setup>) {
-        let mut spares = self.0.borrow_mut();
+        let mut spares = self.setups.borrow_mut();
         if spares.len() == MAX_SPARES {
             return;
         }
@@ -148,9 +152,19 @@ impl Spares {
         spares.push(setup);
     }
 
+    /// Empty memory for what is read of one side only to be sealed for the other.
+    pub(super) fn take_plain(&self) -> Vec<u8> {
+        self.plain.take()
+    }
+
+    pub(super) fn give_back_plain(&self, mut plain: Vec<u8>) {
+        plain.clear();
+        self.plain.replace(plain);
+    }
+
     /// Those of the view before.
     pub(crate) fn inherit(&self) -> Spares {
-        Spares(RefCell::new(self.0.take()))
+        Spares { setups: RefCell::new(self.setups.take()), plain: RefCell::new(self.plain.take()) }
     }
 }
 
@@ -185,14 +199,35 @@ impl Setup {
     }
 
     /// Has the upstream that has won told what the client said, ahead of what may follow; returns how much that is.
-    pub(super) fn send_first(&mut self, first: Vec<u8>, allowance: u64) -> (u64, u64) {
+    pub(super) fn send_first(
+        &mut self,
+        first: Vec<u8>,
+        allowance: u64,
+        tunnel: Option<&mut Tunnel>,
+    ) -> (u64, u64) {
         let bytes = first.len() as u64;
-        if bytes > 0 {
-            self.commands.push_back(Command::Send(Side::Upstream, first.into()));
-        } else {
+        let first = match tunnel {
+            None => first,
+            Some(tunnel) => {
+                let mut sealed = Vec::new();
+                tunnel.seal([&first[..]], &mut sealed);
+                self.reuse(first);
+                sealed
+            }
+        };
+        if first.is_empty() {
             self.reuse(first);
+        } else {
+            self.commands.push_back(Command::Send(Side::Upstream, first.into()));
         }
         (bytes, allowance)
+    }
+
+    /// Whether the client has said nothing that its upstream is to get.
+    pub(super) fn is_silent(&self) -> bool {
+        let has_preface = self.request.as_ref().is_some_and(|request| !request.preface.is_empty());
+        let has_replay = self.replay.as_ref().is_some_and(|replay| !replay.bytes.is_empty());
+        self.early.is_empty() && !has_preface && !has_replay && !self.client_ended
     }
 
     /// Whether more of what the client says can be held.

@@ -17,10 +17,10 @@ pub enum Handshake {
 }
 
 impl Handshake {
-    /// The handshake of `protocol`; `None` for `tcp`, which has none.
+    /// The handshake of `protocol`; `None` for those that have none in the open.
     pub fn new(protocol: Protocol) -> Option<Handshake> {
         match protocol {
-            Protocol::Tcp | Protocol::Redirect | Protocol::Tproxy => None,
+            Protocol::Tcp | Protocol::Redirect | Protocol::Tproxy | Protocol::Shadowsocks => None,
             Protocol::Socks5 => Some(Handshake::Socks5(socks5::Handshake::default())),
             Protocol::Http => Some(Handshake::Http(http::Handshake::default())),
             Protocol::Socks => Some(Handshake::Mixed(mixed::Handshake::Undecided(Spoken::Socks))),

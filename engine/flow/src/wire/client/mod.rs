@@ -4,12 +4,13 @@ mod http;
 mod socks5;
 
 use std::fmt;
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::Destination;
+use super::{Destination, shadowsocks};
 use crate::close::ConnectError;
-use crate::snapshot::{Hop, ProxyProtocol, Towards};
+use crate::snapshot::{Hop, Proxy};
 use crate::users::MAX_CREDENTIAL_BYTES;
 
 /// The longest answer of a proxy, up to the first byte of the destination's: what common servers take for a head.
@@ -104,9 +105,36 @@ pub enum Step {
     Failed(ProxyError),
 }
 
-/// A handshake with one proxy, which is asked for one destination.
+/// How one proxy is asked for one destination.
 #[derive(Debug)]
-pub struct Introduction(Kind);
+pub enum Introduction {
+    /// By talk, in the open.
+    Handshake(Handshake),
+    /// By the first bytes of a tunnel, in which everything that follows is said.
+    Tunnel(Arc<shadowsocks::Client>, Destination),
+}
+
+impl Introduction {
+    /// How the proxy of `hop` is asked; `asked` is what the client asked for. `None` when the hop leads where the client
+    /// wants to go and the client has not said where that is.
+    pub fn new(hop: &Hop, asked: Option<&Destination>) -> Option<Introduction> {
+        let destination = hop.destination(asked)?.clone();
+        Some(match &hop.proxy {
+            Proxy::Socks5(credentials) => Introduction::Handshake(Handshake(Kind::Socks5(
+                socks5::Handshake::new(destination, credentials.clone()),
+            ))),
+            Proxy::Http(credentials) => Introduction::Handshake(Handshake(Kind::Http(http::Handshake::new(
+                destination,
+                credentials.clone(),
+            )))),
+            Proxy::Shadowsocks(client) => Introduction::Tunnel(Arc::clone(client), destination),
+        })
+    }
+}
+
+/// A handshake with a proxy.
+#[derive(Debug)]
+pub struct Handshake(Kind);
 
 #[derive(Debug)]
 enum Kind {
@@ -114,21 +142,7 @@ enum Kind {
     Http(http::Handshake),
 }
 
-impl Introduction {
-    /// A handshake with the proxy of `hop`; `asked` is what the client asked for. `None` when the hop leads where the
-    /// client wants to go and the client has not said where that is.
-    pub fn new(hop: &Hop, asked: Option<&Destination>) -> Option<Introduction> {
-        let destination = match &hop.towards {
-            Towards::Client => asked?,
-            Towards::Fixed(destination) => destination,
-        };
-        let (destination, credentials) = (destination.clone(), hop.credentials.clone());
-        Some(Introduction(match hop.protocol {
-            ProxyProtocol::Socks5 => Kind::Socks5(socks5::Handshake::new(destination, credentials)),
-            ProxyProtocol::Http => Kind::Http(http::Handshake::new(destination, credentials)),
-        }))
-    }
-
+impl Handshake {
     /// Takes everything that the proxy has sent and that is not consumed, at first nothing; appends to `out` what is
     /// to be sent to it.
     pub fn advance(&mut self, received: &[u8], out: &mut Vec<u8>) -> Progress {
@@ -160,16 +174,15 @@ impl Introduction {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
 
     use super::*;
+    use crate::snapshot::Towards;
 
-    fn hop(protocol: ProxyProtocol, credentials: Option<(&str, &str)>) -> Hop {
+    fn hop(proxy: impl Fn(Option<Arc<Credentials>>) -> Proxy, credentials: Option<(&str, &str)>) -> Hop {
         let credentials =
             credentials.map(|(user, password)| Arc::new(Credentials::new(user, password).unwrap()));
-        Hop { protocol, credentials, towards: Towards::Client }
+        Hop { proxy: proxy(credentials), towards: Towards::Client }
     }
 
     fn to(host: &str, port: u16) -> Destination {
@@ -179,7 +192,9 @@ mod tests {
     /// Plays a handshake with a proxy that says these answers, one after each thing that is said to it, in pieces of
     /// `piece` bytes; returns what was said, how it ended, and what was left over.
     fn play(hop: &Hop, to: &Destination, answers: &[&[u8]], piece: usize) -> (Vec<Vec<u8>>, Step, Vec<u8>) {
-        let mut introduction = Introduction::new(hop, Some(to)).unwrap();
+        let Some(Introduction::Handshake(mut introduction)) = Introduction::new(hop, Some(to)) else {
+            panic!("no handshake")
+        };
         let (mut said, mut received) = (Vec::new(), Vec::new());
         let mut out = Vec::new();
         let mut step = introduction.advance(&received, &mut out).step;
@@ -204,8 +219,7 @@ mod tests {
     fn socks5_asks_for_a_name_without_a_password() {
         let answers: &[&[u8]] = &[&[5, 0], &[5, 0, 0, 1, 10, 0, 0, 1, 0, 80, b'h', b'i']];
         for piece in [1, 2, 3, 64] {
-            let (said, step, rest) =
-                play(&hop(ProxyProtocol::Socks5, None), &to("a.example", 443), answers, piece);
+            let (said, step, rest) = play(&hop(Proxy::Socks5, None), &to("a.example", 443), answers, piece);
             assert_eq!(said[0], [5, 1, 0]);
             assert_eq!(said[1], b"\x05\x01\x00\x03\x09a.example\x01\xbb");
             assert_eq!((step, &rest[..]), (Step::Done, &b"hi"[..]), "in pieces of {piece}");
@@ -214,7 +228,7 @@ mod tests {
 
     #[test]
     fn socks5_gives_user_and_password_when_they_are_asked_for() {
-        let hop = hop(ProxyProtocol::Socks5, Some(("ann", "secret")));
+        let hop = hop(Proxy::Socks5, Some(("ann", "secret")));
         let name: &[u8] = &[5, 0, 0, 3, 1, b'x', 0, 80];
         let (said, step, _) = play(&hop, &to("::1", 80), &[&[5, 2], &[1, 0], name], 64);
         assert_eq!(said[0], [5, 2, 0, 2]);
@@ -228,8 +242,8 @@ mod tests {
 
     #[test]
     fn socks5_failures_keep_their_code() {
-        let with = hop(ProxyProtocol::Socks5, Some(("ann", "secret")));
-        let without = hop(ProxyProtocol::Socks5, None);
+        let with = hop(Proxy::Socks5, Some(("ann", "secret")));
+        let without = hop(Proxy::Socks5, None);
         let ends = |hop, answers: &[&[u8]]| play(hop, &to("a.example", 1), answers, 64).1;
         assert_eq!(ends(&with, &[&[5, 2], &[1, 9]]), Step::Failed(ProxyError::Authentication));
         assert_eq!(ends(&without, &[&[5, 255]]), Step::Failed(ProxyError::Authentication));
@@ -246,8 +260,7 @@ mod tests {
     fn http_connects_and_leaves_what_follows_the_head() {
         let answers: &[&[u8]] = &[b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\nbanner"];
         for piece in [1, 7, 512] {
-            let (said, step, rest) =
-                play(&hop(ProxyProtocol::Http, None), &to("2001:db8::1", 443), answers, piece);
+            let (said, step, rest) = play(&hop(Proxy::Http, None), &to("2001:db8::1", 443), answers, piece);
             let head = b"CONNECT [2001:db8::1]:443 HTTP/1.1\r\nHost: [2001:db8::1]:443\r\n\r\n";
             assert_eq!(said, [head.to_vec()]);
             assert_eq!((step, &rest[..]), (Step::Done, &b"banner"[..]));
@@ -256,7 +269,7 @@ mod tests {
 
     #[test]
     fn http_sends_credentials_at_once_and_keeps_the_status() {
-        let hop = hop(ProxyProtocol::Http, Some(("Aladdin", "open sesame")));
+        let hop = hop(Proxy::Http, Some(("Aladdin", "open sesame")));
         let ends = |answer: &[u8]| play(&hop, &to("a.example", 80), &[answer], 64);
         let (said, step, _) = ends(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 204 No Content\r\n\r\n");
         // RFC 7617, section 2.
@@ -272,7 +285,7 @@ mod tests {
 
     #[test]
     fn nothing_is_asked_for_where_the_client_has_not_said_what() {
-        assert!(Introduction::new(&hop(ProxyProtocol::Http, None), None).is_none());
+        assert!(Introduction::new(&hop(Proxy::Http, None), None).is_none());
     }
 
     #[test]
@@ -292,7 +305,7 @@ mod tests {
             is_http in any::<bool>(),
             piece in 1usize..40,
         ) {
-            let protocol = if is_http { ProxyProtocol::Http } else { ProxyProtocol::Socks5 };
+            let protocol = if is_http { Proxy::Http } else { Proxy::Socks5 };
             let begin: &[u8] = if is_http { b"HTTP/1.1 " } else { &[5, 0, 5, 0, 0] };
             let bytes = [if begins_well { begin } else { b"" }, &bytes].concat();
             play(&hop(protocol, Some(("a", "b"))), &to("a.example", 1), &[&bytes], piece);

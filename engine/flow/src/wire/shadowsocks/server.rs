@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::iter;
 use std::sync::Arc;
 
 use super::cipher::{Cipher, Edition, Key, Method, Salt, TAG_BYTES};
@@ -158,7 +159,7 @@ impl Accept {
             Stage::Request(reading) => (reading, bytes),
             Stage::Over => return Err(Unwelcome::Request),
         };
-        reading.opener.open([rest], &mut reading.plain).map_err(|_| Unwelcome::Forged)?;
+        reading.opener.open(iter::once(rest), &mut reading.plain).map_err(|_| Unwelcome::Forged)?;
         let Some((destination, payload)) = reading.request()? else {
             self.stage = Stage::Request(reading);
             return Ok(None);

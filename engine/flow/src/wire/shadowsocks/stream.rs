@@ -76,7 +76,7 @@ impl Sealer {
         out: &mut Vec<u8>,
     ) {
         let chunks = feed.left().div_ceil(self.max_payload_bytes);
-        out.reserve(feed.left() + chunks * (LENGTH_BYTES + 2 * TAG_BYTES));
+        out.reserve_exact(feed.left() + chunks * (LENGTH_BYTES + 2 * TAG_BYTES));
         while feed.left() > 0 {
             let bytes = feed.left().min(self.max_payload_bytes);
             self.seal_chunk(bytes, out, |out| feed.take(bytes, out));
@@ -138,9 +138,11 @@ impl Opener {
     /// Appends the payload of what came to `out`.
     pub(super) fn open<'a>(
         &mut self,
-        pieces: impl IntoIterator<Item = &'a [u8]>,
+        pieces: impl Iterator<Item = &'a [u8]> + Clone,
         out: &mut Vec<u8>,
     ) -> Result<(), Forged> {
+        // As much as there is, and no more: what stalls is held.
+        out.reserve_exact(self.partial.len() + pieces.clone().map(<[u8]>::len).sum::<usize>());
         let mut begin = out.len();
         out.append(&mut self.partial);
         for mut piece in pieces {
@@ -159,6 +161,7 @@ impl Opener {
             }
         }
         if begin < out.len() {
+            self.partial.reserve_exact(out.len() - begin);
             self.partial.extend_from_slice(&out[begin..]);
             out.truncate(begin);
         } else {

@@ -80,7 +80,7 @@ impl Tunnel {
     /// is of no more use.
     pub fn open<'a>(
         &mut self,
-        pieces: impl IntoIterator<Item = &'a [u8]>,
+        pieces: impl IntoIterator<Item = &'a [u8], IntoIter: Clone>,
         out: &mut Vec<u8>,
     ) -> Result<(), Forged> {
         let mut pieces = pieces.into_iter();
