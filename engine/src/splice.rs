@@ -6,6 +6,7 @@
 
 use ringweir_flow::pump::{Direction, Side};
 use ringweir_flow::way::Refusal;
+use ringweir_pipe::is_unspliceable;
 use ringweir_ring::{Errno, Op, PollEvents, Token};
 
 use crate::live::{Held, Live, Receiving, Sending, lane_of, token_in};
@@ -120,7 +121,9 @@ fn fill(live: &mut Live, id: SessionId, direction: Direction, max_bytes: u64, to
     match filled {
         Ok(_) => pump::handle_ended(live, direction, tools),
         Err(Errno::AGAIN) => await_source(live, id, direction, max_bytes, tools),
-        Err(Errno::INVAL) => live.session.handle_pipe_refused(direction, Refusal::Unsupported),
+        Err(error) if is_unspliceable(error) => {
+            live.session.handle_pipe_refused(direction, Refusal::Unsupported);
+        }
         Err(_) => live.session.handle_receive_failed(direction),
     }
 }

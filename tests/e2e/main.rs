@@ -36,4 +36,5 @@ mod rules;
 mod shadowsocks;
 mod sockets;
 mod socks;
+mod splicing;
 mod users;

@@ -52,7 +52,7 @@ pub enum Refusal {
     Budget,
     /// The kernel gave none, or one that is too small: descriptors, memory, or `fs.pipe-user-pages-soft`.
     Kernel,
-    /// These sockets cannot be spliced.
+    /// These sockets cannot be spliced, or the system forbids it.
     Unsupported,
 }
 

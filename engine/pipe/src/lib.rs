@@ -100,6 +100,13 @@ impl Pool {
     }
 }
 
+/// Whether [`Pipe::fill`] failed because the source cannot be spliced (`INVAL`, `OPNOTSUPP`), or because the system does
+/// not know splice(2) or forbids it, as sandboxes do (`NOSYS`, `PERM`). Nothing was taken from the source: whatever else
+/// is wrong with it, the next receive meets as well.
+pub fn is_unspliceable(error: Errno) -> bool {
+    matches!(error, Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM)
+}
+
 /// A place in the budget, given back when dropped.
 #[derive(Debug)]
 struct Ticket(Arc<Budget>);
@@ -146,7 +153,8 @@ impl Pipe {
     /// A source that has nothing makes it wait unless it is non-blocking.
     ///
     /// # Errors
-    /// `AGAIN` when the source has nothing, `INVAL` when it cannot be spliced, else what befell the connection.
+    /// `AGAIN` when the source has nothing, one that [`is_unspliceable`] knows when it cannot be spliced, else what befell
+    /// the connection.
     pub fn fill(&mut self, source: impl AsFd, max_bytes: u64) -> Result<usize, Errno> {
         debug_assert_eq!(self.held, 0, "filled before it was empty");
         let bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX).min(PIPE_BYTES);

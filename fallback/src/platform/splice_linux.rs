@@ -17,7 +17,7 @@ pub(crate) fn drain(pipe: &mut Pipe, sink: impl AsFd, bytes: usize) -> io::Resul
     Ok(pipe.drain(sink, bytes)?)
 }
 
-/// Whether a fill failed because the source is nothing that can be spliced (splice(2)).
+/// Whether a fill failed because the source cannot be spliced here.
 pub(crate) fn is_unspliceable(error: &io::Error) -> bool {
-    Errno::from_io_error(error) == Some(Errno::INVAL)
+    Errno::from_io_error(error).is_some_and(ringweir_pipe::is_unspliceable)
 }
