@@ -14,6 +14,7 @@ mod invariants;
 mod peer;
 mod rules;
 mod schedule;
+mod sealed;
 mod sticky;
 mod world;
 
