@@ -41,7 +41,11 @@ class NameServer:
         kind = int.from_bytes(question[at + 1 : at + 3])
         address = self.addresses.get(".".join(labels))
         is_found = address is not None and TYPES.get(kind) == address.version
-        record = b"\xc0\x0c" + question[at + 1 : at + 5] + bytes(4) + len(address.packed).to_bytes(2) + address.packed if is_found else b""
+        record = (
+            b"\xc0\x0c" + question[at + 1 : at + 5] + bytes(4) + len(address.packed).to_bytes(2) + address.packed
+            if is_found
+            else b""
+        )
         code = 3 if address is None else 0
         counts = b"\0\1" + (b"\0\1" if is_found else b"\0\0") + bytes(4)
         return question[:2] + bytes([0x81, 0x80 | code]) + counts + question[12 : at + 5] + record

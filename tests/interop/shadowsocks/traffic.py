@@ -118,7 +118,14 @@ def exchange_many(proxy, port, sessions):
     draw = random.Random(sessions)
     with ThreadPoolExecutor(16) as clients:
         asked = [
-            clients.submit(exchange, proxy, port, draw.randrange(3000), draw.randrange(3000), ("127.0.0.1", "localhost")[number % 2])
+            clients.submit(
+                exchange,
+                proxy,
+                port,
+                draw.randrange(3000),
+                draw.randrange(3000),
+                ("127.0.0.1", "localhost")[number % 2],
+            )
             for number in range(sessions)
         ]
         for one in asked:
