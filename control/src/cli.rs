@@ -140,11 +140,63 @@ Examples:
         #[command(flatten)]
         admin: AdminArgument,
     },
+    /// Turn Shadowsocks servers into upstreams: a link, a file of links, a document of SIP008 from a file or a URL
+    #[command(after_help = "\
+Examples:
+  ringweir import 'ss://...' > tokyo.toml                     one upstream
+  ringweir import https://provider.example/sip008 --group exits --append /etc/ringweir.toml
+  ringweir import /etc/shadowsocks-libev/config.json          what another program was told")]
+    Import(ImportArguments),
+    /// Print the link of a Shadowsocks upstream or listener, and a QR code of it
+    #[command(after_help = "\
+Examples:
+  ringweir share tokyo                                        the upstream of that name
+  ringweir share tunnel --host vpn.example --user ann         the listener of that name, for ann")]
+    Share(ShareArguments),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
         shell: Shell,
     },
+}
+
+/// Where servers come from, and where they go.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ImportArguments {
+    /// An ss:// link, an http(s) URL, or a file; - is stdin
+    #[arg(value_name = "LINK|URL|FILE")]
+    pub(crate) source: String,
+    /// Make a group of this name of them all
+    #[arg(long, value_name = "NAME")]
+    pub(crate) group: Option<String>,
+    /// Add them to this configuration instead of printing them; it stays as it is if it would not be sound
+    #[arg(long, value_name = "FILE")]
+    pub(crate) append: Option<PathBuf>,
+    /// Take what is sound, and tell what is not, where all would be refused
+    #[arg(long)]
+    pub(crate) skip: bool,
+}
+
+/// Whose link is wanted.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ShareArguments {
+    /// Upstream or listener
+    pub(crate) target: String,
+    /// The configuration
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/ringweir.toml")]
+    pub(crate) config: PathBuf,
+    /// Of a listener: the name or address at which clients reach it
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: Option<String>,
+    /// Of a listener with users: for whom
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Of a listener with a plugin: what its clients use, as NAME;OPTIONS
+    #[arg(long, value_name = "PLUGIN")]
+    pub(crate) plugin: Option<String>,
+    /// The link alone
+    #[arg(long)]
+    pub(crate) no_qr: bool,
 }
 
 /// A session that might come.

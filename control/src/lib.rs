@@ -26,6 +26,7 @@ pub mod model;
 mod paths;
 mod resolve;
 mod rules;
+mod shadowsocks;
 mod signals;
 mod state;
 mod status;
@@ -124,6 +125,8 @@ fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, Strin
             print(&ask(&admin, Method::POST, &path)?)?
         }
         Command::Explain(arguments) => explain::run(arguments)?,
+        Command::Import(arguments) => shadowsocks::import(&arguments)?,
+        Command::Share(arguments) => shadowsocks::share(&arguments)?,
         Command::Probe { target, json, admin } => probe(&target, json, &admin)?,
         Command::Drain { target, admin } => say(Word::Drain, &target, &admin)?,
         Command::Undrain { target, admin } => say(Word::Undrain, &target, &admin)?,

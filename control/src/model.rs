@@ -379,6 +379,11 @@ pub struct Upstream {
 }
 
 impl Upstream {
+    /// A plain way there.
+    pub fn to(endpoint: Endpoint) -> Upstream {
+        Upstream { endpoint, proxy: None, via: Vec::new(), check: None, outgoing: None, send_proxy: None }
+    }
+
     /// Whether a client must have said where it wants to go.
     pub fn needs_destination(&self) -> bool {
         self.endpoint == Endpoint::Direct || self.proxy.is_some()

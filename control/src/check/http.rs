@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use http_body_util::Empty;
-use hyper::Request;
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, HOST, USER_AGENT};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
@@ -16,19 +16,8 @@ use super::{Prober, Stage, Stages};
 use crate::model::{HttpCheck, Trust};
 
 pub(super) async fn probe(prober: &mut Prober, check: &HttpCheck, stages: &mut Stages) -> Result<(), String> {
-    let reached = reach(prober, Some(&check.destination), stages).await?;
-    let stream: Box<dyn Io> = match &check.tls {
-        None => reached.stream,
-        Some(trust) => {
-            let connector = TlsConnector::from(client_config(trust)?);
-            let name = trust.server_name.clone();
-            let encrypted = connector.connect(name, reached.stream).await;
-            let encrypted = encrypted.map_err(|error| format!("TLS: {error}"))?;
-            stages.mark(Stage::Tls);
-            Box::new(encrypted)
-        }
-    };
-    let status = ask(stream, check).await?;
+    let stream = open(prober, check, stages).await?;
+    let status = ask(stream, check).await?.status().as_u16();
     stages.mark(Stage::FirstByte);
     if check.expect.iter().any(|range| range.contains(&status)) {
         Ok(())
@@ -37,25 +26,44 @@ pub(super) async fn probe(prober: &mut Prober, check: &HttpCheck, stages: &mut S
     }
 }
 
-/// The status of the answer. Its body is not read: the connection is closed.
-async fn ask(stream: Box<dyn Io>, check: &HttpCheck) -> Result<u16, String> {
+/// A connection that can be asked, encrypted where the check says so.
+pub(super) async fn open(
+    prober: &mut Prober,
+    check: &HttpCheck,
+    stages: &mut Stages,
+) -> Result<Box<dyn Io>, String> {
+    let reached = reach(prober, Some(&check.destination), stages).await?;
+    let Some(trust) = &check.tls else { return Ok(reached.stream) };
+    let connector = TlsConnector::from(client_config(trust)?);
+    let encrypted = connector.connect(trust.server_name.clone(), reached.stream).await;
+    let encrypted = encrypted.map_err(|error| format!("TLS: {error}"))?;
+    stages.mark(Stage::Tls);
+    Ok(Box::new(encrypted))
+}
+
+/// The head of the answer. Its body is not read: the connection is closed.
+async fn ask(stream: Box<dyn Io>, check: &HttpCheck) -> Result<Response<Incoming>, String> {
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| format!("HTTP: {error}"))?;
+    let mut answer = std::pin::pin!(sender.send_request(request(check)?));
+    let answer = tokio::select! {
+        answer = &mut answer => answer,
+        // It may end with the very bytes that are the answer.
+        _ = connection => answer.await,
+    };
+    answer.map_err(|error| format!("HTTP: {error}"))
+}
+
+/// What is asked.
+pub(super) fn request(check: &HttpCheck) -> Result<Request<Empty<Bytes>>, String> {
     let request = Request::builder()
         .method(check.method.as_str())
         .uri(&check.path)
         .header(HOST, &check.authority)
         .header(USER_AGENT, concat!("ringweir/", env!("CARGO_PKG_VERSION")))
         .header(CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| format!("HTTP: {error}"))?;
-    let mut answer = std::pin::pin!(sender.send_request(request));
-    let answer = tokio::select! {
-        answer = &mut answer => answer,
-        // It may end with the very bytes that are the answer.
-        _ = connection => answer.await,
-    };
-    answer.map(|answer| answer.status().as_u16()).map_err(|error| format!("HTTP: {error}"))
+        .body(Empty::<Bytes>::new());
+    request.map_err(|error| format!("HTTP: {error}"))
 }
 
 fn client_config(trust: &Trust) -> Result<Arc<ClientConfig>, String> {
@@ -132,14 +140,7 @@ mod tests {
             tls: Some(Trust { server_name, roots: roots.into() }),
         };
         let check = Check { kind: CheckKind::Http(http), ..Check::connect() };
-        let upstream = Upstream {
-            endpoint: Endpoint::Address(address),
-            proxy: None,
-            via: Vec::new(),
-            check: Some(Arc::new(check)),
-            outgoing: None,
-            send_proxy: None,
-        };
+        let upstream = Upstream { check: Some(Arc::new(check)), ..Upstream::to(Endpoint::Address(address)) };
         Prober::once("app".into(), upstream, Arc::new(Names::new(&settings).unwrap())).probe().await
     }
 

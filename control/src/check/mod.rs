@@ -1,6 +1,7 @@
 //! Active health checks: one task for each checked upstream, probes bounded in number and in time.
 
 mod exec;
+mod fetch;
 mod http;
 mod reach;
 mod sealed;
@@ -18,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+pub(crate) use self::fetch::fetch;
 use self::reach::reach;
 use crate::model::{Check, CheckKind, Upstream};
 use crate::resolve::Names;

@@ -138,6 +138,29 @@ fn http(table: &Table<'_>, folder: &Path) -> Option<HttpCheck> {
     })
 }
 
+/// A GET of a URL, by the certificates that Mozilla trusts.
+///
+/// # Errors
+/// Why the text is no URL.
+pub(crate) fn get(text: &str) -> Result<HttpCheck, &'static str> {
+    let url = Url::parse(text)?;
+    let server_name = match &url.destination {
+        _ if !url.is_tls => None,
+        Destination::Address(address) => Some(ServerName::from(address.ip())),
+        Destination::Name(name, _) => {
+            Some(ServerName::try_from(name.as_str().to_owned()).map_err(|_| "has no host for TLS")?)
+        }
+    };
+    Ok(HttpCheck {
+        destination: url.destination,
+        authority: url.authority,
+        path: url.path,
+        method: "GET".to_owned(),
+        expect: vec![200..=200],
+        tls: server_name.map(|server_name| Trust { server_name, roots: [].into() }),
+    })
+}
+
 /// As much of a URL as a check needs.
 struct Url {
     is_tls: bool,

@@ -24,10 +24,11 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use address::{AddressError, parse_bind, parse_endpoint};
+pub(crate) use checks::get;
 pub use diagnostic::{ConfigErrors, Diagnostic, Place};
 pub(crate) use reader::LONGEST;
 pub use schema::known_keys;
-pub(crate) use sections::{DEFAULT_ADMIN, SHORTEST_INTERVAL};
+pub(crate) use sections::{DEFAULT_ADMIN, DEFAULT_RESOLVE, SHORTEST_INTERVAL};
 
 use crate::model::Config;
 use diagnostic::Sink;

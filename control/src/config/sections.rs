@@ -18,7 +18,7 @@ use crate::model::{
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
 
 /// How long one question to the name servers may take unless configured otherwise.
-const DEFAULT_RESOLVE: Duration = Duration::from_secs(5);
+pub(crate) const DEFAULT_RESOLVE: Duration = Duration::from_secs(5);
 
 /// Where the admin endpoint is unless configured otherwise.
 #[cfg(unix)]
