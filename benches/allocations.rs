@@ -24,6 +24,7 @@ use ringweir_flow::account::ListenerCounters;
 use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::{ResolveError, Resolved, Resolver};
 use ringweir_flow::snapshot::{BindId, Policy, Protocol, Snapshot, TargetIndex, TargetKind, Upstream};
+use ringweir_flow::verify::{Question, Verdict, Verifier};
 use ringweir_flow::wire::HostName;
 use socket2::Socket;
 
@@ -106,9 +107,11 @@ impl Engine {
     /// `None`, with the reason told, where it cannot be had.
     fn start(name: &str, snapshot: Arc<Snapshot>, opened: Vec<(BindId, Vec<Socket>)>) -> Option<Engine> {
         let resolver: Arc<dyn Resolver> = Arc::new(NoNames);
+        let verifier: Arc<dyn Verifier> = Arc::new(NoPasswords);
         #[cfg(target_os = "linux")]
         if name == "io-uring" {
-            let options = ringweir_engine::Options { workers: 1, pipes: None, busy_poll: None, resolver };
+            let options =
+                ringweir_engine::Options { workers: 1, pipes: None, busy_poll: None, resolver, verifier };
             return match ringweir_engine::start(options, snapshot, opened) {
                 Ok(handle) => Some(Engine::IoUring(handle)),
                 Err(error) => {
@@ -118,7 +121,7 @@ impl Engine {
             };
         }
         assert_eq!(name, "tokio");
-        let options = ringweir_fallback::Options { workers: 1, pipes: None, resolver };
+        let options = ringweir_fallback::Options { workers: 1, pipes: None, resolver, verifier };
         Some(Engine::Tokio(ringweir_fallback::start(options, snapshot, opened).unwrap()))
     }
 
@@ -137,6 +140,15 @@ struct NoNames;
 impl Resolver for NoNames {
     fn resolve(&self, _: HostName, answer: Box<dyn FnOnce(Resolved) + Send>) {
         answer(Err(ResolveError::NotFound));
+    }
+}
+
+/// Nobody asks for a user here.
+struct NoPasswords;
+
+impl Verifier for NoPasswords {
+    fn verify(&self, _: Question, answer: Box<dyn FnOnce(Verdict) + Send>) {
+        answer(Verdict::Overloaded);
     }
 }
 

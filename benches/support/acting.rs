@@ -64,6 +64,7 @@ pub(crate) fn accept_to_pump(view: Rc<View>, said: &[&[u8]]) -> Session {
                 | Command::EndAhead(_)
                 | Command::ReceiveAhead(_)
                 | Command::Abandon(_)
+                | Command::Verify(_)
                 | Command::NameLocal
                 | Command::NameDestination(_)
                 | Command::Resolve(_)

@@ -41,6 +41,7 @@ fn start_tokio(request: StartRequest) -> Result<Started, String> {
         workers: request.workers,
         pipes: request.pipes,
         resolver: request.resolver,
+        verifier: request.verifier,
     };
     let handle = ringweir_fallback::start(options, request.snapshot, request.opened)
         .map_err(|error| format!("the tokio engine does not start: {error}"))?;
@@ -103,6 +104,7 @@ mod engines {
             pipes: request.pipes,
             busy_poll: request.busy_poll,
             resolver: request.resolver,
+            verifier: request.verifier,
         };
         let handle = ringweir_engine::start(options, request.snapshot, request.opened)
             .map_err(|error| format!("the io_uring engine does not start: {error}"))?;

@@ -112,6 +112,14 @@ Examples:
   ringweir explain --listener proxy --from 10.0.0.9 --user ann --to 192.0.2.1:80
   ringweir explain --config ringweir.toml --listener web --sni a.example")]
     Explain(ExplainArguments),
+    /// Print the hash of a password, for users of listeners; reads it from the terminal, or the first line of stdin
+    #[command(after_help = "\
+The parameters default to OWASP's minimum for argon2id. More of them makes guessing costlier, and each first login.
+
+Examples:
+  ringweir hash-password
+  pass show proxy/ann | ringweir hash-password --memory 64 --passes 3")]
+    HashPassword(Cost),
     /// Send no new sessions to a target; running ones go on
     Drain {
         /// Upstream or group
@@ -197,6 +205,20 @@ pub(crate) struct ShareArguments {
     /// The link alone
     #[arg(long)]
     pub(crate) no_qr: bool,
+}
+
+/// What a hash costs whoever makes it.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Cost {
+    /// Memory, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 19)]
+    pub(crate) memory: u32,
+    /// How often it is gone through
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) passes: u32,
+    /// Lanes that could be computed at once
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) lanes: u32,
 }
 
 /// A session that might come.

@@ -14,6 +14,7 @@ use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::Resolver;
 use ringweir_flow::retire::Retirement;
 use ringweir_flow::snapshot::Snapshot;
+use ringweir_flow::verify::Verifier;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -30,6 +31,7 @@ use crate::health::speed::{self, Speeds};
 use crate::histogram::{Keeper, Source};
 use crate::metrics::Reloads;
 use crate::model::{Config, Endpoint, EngineKind, TargetKind};
+use crate::passwords::{self, pool::Pool};
 use crate::resolve::{self, Located, NamePort, Names, Watch};
 use crate::rules::files::{Change, Watcher};
 use crate::signals::{self, ServiceState};
@@ -69,6 +71,8 @@ pub struct StartRequest {
     pub busy_poll: Option<Duration>,
     /// Resolves names for `direct`.
     pub resolver: Arc<dyn Resolver>,
+    /// Verifies passwords that are known by their hashes.
+    pub verifier: Arc<dyn Verifier>,
     /// The first snapshot.
     pub snapshot: Arc<Snapshot>,
     /// Its sockets.
@@ -295,6 +299,7 @@ impl Daemon {
             pipes: config.engine.pipes,
             busy_poll: config.engine.busy_poll,
             resolver: Arc::new(NamePort(Arc::clone(&names))),
+            verifier: Arc::new(Pool::new()),
             snapshot: Arc::clone(&snapshot),
             opened,
         })?;
@@ -450,6 +455,7 @@ impl Daemon {
         };
         let mut config = config::load(file).map_err(|errors| errors.to_string())?;
         self.settings.overrides.apply(&mut config);
+        passwords::keep_known(&mut config, &self.config);
         bind::try_upstreams(&config).map_err(|error| format!("{error}\n"))?;
         let (binds, opened, next_bind) = bind::open_all(&config, &self.binds, self.workers, self.next_bind)
             .map_err(|error| format!("{error}\n"))?;

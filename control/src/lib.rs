@@ -23,6 +23,7 @@ mod histogram;
 mod logging;
 mod metrics;
 pub mod model;
+mod passwords;
 mod paths;
 mod resolve;
 mod rules;
@@ -127,6 +128,7 @@ fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, Strin
         Command::Explain(arguments) => explain::run(arguments)?,
         Command::Import(arguments) => shadowsocks::import(&arguments)?,
         Command::Share(arguments) => shadowsocks::share(&arguments)?,
+        Command::HashPassword(cost) => print(&format!("{}\n", passwords::hash_what_is_entered(cost)?))?,
         Command::Probe { target, json, admin } => probe(&target, json, &admin)?,
         Command::Drain { target, admin } => say(Word::Drain, &target, &admin)?,
         Command::Undrain { target, admin } => say(Word::Undrain, &target, &admin)?,

@@ -80,6 +80,18 @@ fn carry_out(command: Command, live: &mut Live, id: SessionId, tools: &mut Tools
                 }),
             );
         }
+        Command::Verify(question) => {
+            let (inbox, waker) = (tools.inbox.clone(), tools.waker.clone());
+            tools.verifier.verify(
+                question,
+                Box::new(move |verdict| {
+                    // A worker that is gone has no use for the answer.
+                    if inbox.send(Message::Verified { id, verdict }).is_ok() {
+                        waker.wake();
+                    }
+                }),
+            );
+        }
         Command::Pump(attempt) => {
             live.upstream = connect::take(live, attempt);
             // A receive that is under way becomes the pump's first.

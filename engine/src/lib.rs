@@ -29,6 +29,7 @@ use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::Resolver;
 use ringweir_flow::retire::Retirement;
 use ringweir_flow::snapshot::{BindId, Snapshot, WorkerIndex};
+use ringweir_flow::verify::Verifier;
 use ringweir_pipe::Budget;
 use ringweir_ring::{Capabilities, Ring, SetupError, Waker};
 use socket2::Socket;
@@ -50,6 +51,8 @@ pub struct Options {
     pub busy_poll: Option<Duration>,
     /// Resolves the names that clients ask for.
     pub resolver: Arc<dyn Resolver>,
+    /// Verifies passwords that are known by their hashes.
+    pub verifier: Arc<dyn Verifier>,
 }
 
 /// Why the engine did not start.
@@ -111,6 +114,7 @@ pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> 
             busy_poll: options.busy_poll,
             warnings: Arc::clone(&warnings),
             resolver: Arc::clone(&options.resolver),
+            verifier: Arc::clone(&options.verifier),
             inbox: inbox.clone(),
         };
         let (snapshot, messages): (_, Receiver<Message>) = (Arc::clone(&snapshot), messages);

@@ -12,6 +12,7 @@ use ringweir_flow::resolve::{Resolved, Resolver};
 use ringweir_flow::retire::Retirement;
 use ringweir_flow::snapshot::{BindId, Snapshot, WorkerIndex};
 use ringweir_flow::time::Instant;
+use ringweir_flow::verify::{Verdict, Verifier};
 use ringweir_flow::view::View;
 use ringweir_pipe::{Budget, Pool};
 use ringweir_ring::{Capabilities, Completion, Errno, Op, Ring, RingConfig, SetupError, Waker};
@@ -33,6 +34,7 @@ pub(crate) enum Message {
     Stop(CloseReason),
     Retire(Arc<Retirement>),
     Resolved { id: SessionId, resolved: Resolved },
+    Verified { id: SessionId, verdict: Verdict },
 }
 
 /// What a worker starts with.
@@ -46,6 +48,7 @@ pub(crate) struct WorkerOptions {
     pub(crate) busy_poll: Option<Duration>,
     pub(crate) warnings: Arc<WarningGate>,
     pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) verifier: Arc<dyn Verifier>,
     pub(crate) inbox: Sender<Message>,
 }
 
@@ -71,6 +74,7 @@ pub(crate) struct Tools {
     /// A dial found no descriptor or memory in this turn.
     pub(crate) exhausted: Option<Errno>,
     pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) verifier: Arc<dyn Verifier>,
     pub(crate) inbox: Sender<Message>,
     pub(crate) waker: Waker,
 }
@@ -123,6 +127,7 @@ impl Worker {
                 starved: VecDeque::new(),
                 exhausted: None,
                 resolver: options.resolver,
+                verifier: options.verifier,
                 inbox: options.inbox,
                 waker,
             },
@@ -253,6 +258,12 @@ impl Worker {
                 Message::Resolved { id, resolved } => {
                     if let Some(live) = self.sessions.get_mut(id) {
                         live.session.handle_resolved(resolved, self.tools.now);
+                        self.drive(id);
+                    }
+                }
+                Message::Verified { id, verdict } => {
+                    if let Some(live) = self.sessions.get_mut(id) {
+                        live.session.handle_verified(verdict, self.tools.now);
                         self.drive(id);
                     }
                 }

@@ -1,9 +1,13 @@
 //! Carries out a session's commands, and receives from the client while it makes its request.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use ringweir_flow::pump::{Closing, Direction, Side};
 use ringweir_flow::session::{Command, Diversion};
+use ringweir_flow::verify::{Question, Verdict};
+use tokio::sync::oneshot;
 
 use crate::buffers::Size;
 use crate::connect;
@@ -38,6 +42,7 @@ pub(crate) fn carry_out(command: Command, live: &mut Live) -> Option<Closing> {
             live.session.handle_destination(destination, live.now);
         }
         Command::Resolve(name) => connect::resolve(live, name),
+        Command::Verify(question) => verify(live, question),
         Command::Pump(attempt) => {
             let Some((stream, first)) = connect::take(live, attempt) else {
                 unreachable!("an attempt is pumped once it is connected")
@@ -47,6 +52,29 @@ pub(crate) fn carry_out(command: Command, live: &mut Live) -> Option<Closing> {
         Command::Close(closing) => return Some(closing),
     }
     None
+}
+
+/// Asks what is to be thought of a password.
+fn verify(live: &mut Live, question: Question) {
+    let (give, verdict) = oneshot::channel();
+    live.verdict = Some(verdict);
+    live.worker.verifier.verify(
+        question,
+        Box::new(move |verdict| {
+            // A session that is over has no use for the answer.
+            let _ = give.send(verdict);
+        }),
+    );
+}
+
+/// Tells the session what is to be thought of its client's password, when that is known.
+pub(crate) fn await_verdict(live: &mut Live, cx: &mut Context<'_>) -> Turn {
+    let Some(answer) = &mut live.verdict else { return Turn::Blocked };
+    let Poll::Ready(verdict) = Pin::new(answer).poll(cx) else { return Turn::Blocked };
+    live.verdict = None;
+    // A verifier that answers nothing has not looked.
+    live.session.handle_verified(verdict.unwrap_or(Verdict::Overloaded), live.now);
+    Turn::Moved
 }
 
 /// Sends what the session commanded to be sent, and does what is due after it.

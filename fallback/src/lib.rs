@@ -35,6 +35,7 @@ use ringweir_flow::close::CloseReason;
 use ringweir_flow::resolve::Resolver;
 use ringweir_flow::retire::Retirement;
 use ringweir_flow::snapshot::{BindId, Snapshot, WorkerIndex};
+use ringweir_flow::verify::Verifier;
 use socket2::Socket;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -56,6 +57,8 @@ pub struct Options {
     pub pipes: Option<usize>,
     /// Resolves the names that clients ask for.
     pub resolver: Arc<dyn Resolver>,
+    /// Verifies passwords that are known by their hashes.
+    pub verifier: Arc<dyn Verifier>,
 }
 
 /// Why the driver did not start.
@@ -102,6 +105,7 @@ pub fn start(options: Options, snapshot: Arc<Snapshot>, opened: Vec<Opened>) -> 
         let worker = WorkerOptions {
             index: WorkerIndex(index),
             resolver: Arc::clone(&options.resolver),
+            verifier: Arc::clone(&options.verifier),
             inboxes: Arc::clone(&inboxes),
             seats: Arc::clone(&seats),
             pipes: Arc::clone(&pipes),

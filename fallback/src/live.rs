@@ -9,6 +9,8 @@ use std::time::Duration;
 use ringweir_flow::pump::{Closing, Direction, Side};
 use ringweir_flow::session::Session;
 use ringweir_flow::time::Instant;
+use ringweir_flow::verify::Verdict;
+use tokio::sync::oneshot;
 use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
 
@@ -26,6 +28,8 @@ pub(crate) struct Live {
     pub(crate) client: End,
     pub(crate) upstream: Option<End>,
     pub(crate) dials: Dials,
+    /// What is to be thought of the client's password, where that is asked for.
+    pub(crate) verdict: Option<oneshot::Receiver<Verdict>>,
     pub(crate) up: Lane,
     pub(crate) down: Lane,
     /// What the worker has to say next.
@@ -76,6 +80,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, client: Stream, session: Session, 
         client: End::new(client, Vec::new()),
         upstream: None,
         dials: Dials::default(),
+        verdict: None,
         up: Lane::default(),
         down: Lane::default(),
     };
@@ -155,8 +160,9 @@ impl Live {
             let [up, down] = Direction::BOTH.map(|direction| pump::run(self, direction, cx));
             client.max(upstream).max(up).max(down)
         } else {
+            let verdict = handshake::await_verdict(self, cx);
             let dials = connect::poll(self, cx);
-            client.max(dials).max(handshake::receive(self, cx))
+            client.max(verdict).max(dials).max(handshake::receive(self, cx))
         }
     }
 

@@ -16,6 +16,7 @@ use ringweir_flow::retire::Retirement;
 use ringweir_flow::session::Session;
 use ringweir_flow::snapshot::{BindId, ListenerIndex, Snapshot, WorkerIndex};
 use ringweir_flow::time::Instant;
+use ringweir_flow::verify::Verifier;
 use ringweir_flow::view::View;
 use socket2::Socket;
 use tokio::runtime::{Builder, LocalOptions};
@@ -59,6 +60,7 @@ pub(crate) struct Arrival {
 pub(crate) struct WorkerOptions {
     pub(crate) index: WorkerIndex,
     pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) verifier: Arc<dyn Verifier>,
     /// Every worker's.
     pub(crate) inboxes: Arc<[UnboundedSender<Message>]>,
     pub(crate) seats: Arc<Seats>,
@@ -70,6 +72,7 @@ pub(crate) struct WorkerOptions {
 pub(crate) struct Worker {
     pub(crate) index: WorkerIndex,
     pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) verifier: Arc<dyn Verifier>,
     pub(crate) inboxes: Arc<[UnboundedSender<Message>]>,
     pub(crate) seats: Arc<Seats>,
     pub(crate) buffers: RefCell<Buffers>,
@@ -162,6 +165,7 @@ impl Worker {
         Worker {
             index: options.index,
             resolver: options.resolver,
+            verifier: options.verifier,
             inboxes: options.inboxes,
             seats: options.seats,
             buffers: RefCell::default(),

@@ -145,6 +145,11 @@ impl Script {
             }
     }
 
+    /// Whether `said` ends in what a client is told whose password nobody could look at.
+    pub(crate) fn tells_overload(&self, said: &[u8]) -> bool {
+        said == [5, 2, 1, 1] || status(said).is_some_and(|(told, _)| told == 503)
+    }
+
     /// Whether the session should not have waited for more.
     pub(crate) fn is_complete(&self, fed: usize) -> bool {
         fed >= self.handshake_bytes

@@ -16,12 +16,13 @@ use ringweir_flow::retire::Retirement;
 use ringweir_flow::session::{Command, Session};
 use ringweir_flow::snapshot::{ListenerIndex, TargetIndex};
 use ringweir_flow::time::Instant;
+use ringweir_flow::verify::Verdict;
 use ringweir_flow::view::View;
 use ringweir_flow::way::{Refusal, Way};
 
 use crate::client::Script;
 use crate::faults::Fault;
-use crate::invariants::{Ends, Phase, Verdicts, Witness, hold, index};
+use crate::invariants::{Ends, Login, Phase, Verdicts, Witness, hold, index};
 use crate::peer::{Conn, Out, PeerStep};
 use crate::rules::Origin;
 use crate::schedule::Tools;
@@ -35,6 +36,7 @@ pub(crate) enum Act {
     Send(Side),
     Dial(usize),
     Resolve(usize),
+    Verify,
     Timer,
     EarlyTimer,
     Stop,
@@ -102,6 +104,8 @@ pub(crate) struct Driver {
     upstream: Option<Conn>,
     dials: Vec<Dial>,
     lookups: Vec<Option<(Instant, Resolved)>>,
+    /// What is being verified, until when, and what comes of it.
+    verdict: Option<(Instant, Verdict)>,
     /// What was commanded to be sent, by side; for the upstream even before it is known.
     outbox: [Vec<u8>; 2],
     /// What was received for a side and is not sent to it.
@@ -146,6 +150,7 @@ impl Driver {
             upstream: None,
             dials: Vec::new(),
             lookups: Vec::new(),
+            verdict: None,
             outbox: [Vec::new(), Vec::new()],
             held: [Vec::new(), Vec::new()],
             sending: [Sending::Nothing; 2],
@@ -210,6 +215,9 @@ impl Driver {
                 add(Act::Resolve(number));
             }
         }
+        if self.verdict.is_some_and(|(at, _)| at <= now) {
+            add(Act::Verify);
+        }
         if is_open {
             if self.session.poll_timeout().is_some_and(|at| at <= now) {
                 add(Act::Timer);
@@ -228,7 +236,8 @@ impl Driver {
         }
         let dials = self.dials.iter().filter_map(|dial| dial.answer.map(|(at, _)| at));
         let lookups = self.lookups.iter().flatten().map(|(at, _)| *at);
-        let mut next = dials.chain(lookups).min();
+        let verdict = self.verdict.map(|(at, _)| at);
+        let mut next = dials.chain(lookups).chain(verdict).min();
         if is_open {
             let peers = [Some(&self.client), self.upstream.as_ref()].into_iter().flatten();
             let peers = peers.filter_map(|conn| conn.next_at(tools.now));
@@ -256,6 +265,11 @@ impl Driver {
             Act::Resolve(number) => {
                 if let Some((_, resolved)) = self.lookups[number].take() {
                     self.tell_resolved(resolved, tools);
+                }
+            }
+            Act::Verify => {
+                if let Some((_, verdict)) = self.verdict.take() {
+                    self.tell_verified(verdict, tools);
                 }
             }
             Act::Timer => return self.expire(tools),
@@ -311,7 +325,8 @@ impl Driver {
 
     fn pending(&self) -> usize {
         let lookups = self.lookups.iter().flatten().filter(|_| self.witness.is_resolving()).count();
-        self.dials.iter().filter(|dial| dial.state == DialState::Pending).count() + lookups
+        let verdicts = usize::from(self.verdict.is_some());
+        self.dials.iter().filter(|dial| dial.state == DialState::Pending).count() + lookups + verdicts
     }
 }
 
@@ -411,6 +426,16 @@ impl Driver {
                     self.tell_resolved(resolved, tools);
                 } else {
                     self.lookups.push(Some((now + world::span(&mut tools.rng, 0, 6_000), resolved)));
+                }
+            }
+            Command::Verify(question) => {
+                hold!(self.verdict.is_none(), "two passwords at a time");
+                let verdict = World::verify(&question, &mut tools.rng);
+                self.witness.login = Login::Asked;
+                if tools.rng.u8(..4) == 0 {
+                    self.tell_verified(verdict, tools);
+                } else {
+                    self.verdict = Some((now + world::span(&mut tools.rng, 0, 6_000), verdict));
                 }
             }
             Command::Pump(attempt) => return self.start_pump(attempt, tools),

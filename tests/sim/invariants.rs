@@ -16,6 +16,7 @@ use ringweir_flow::rules::Action;
 use ringweir_flow::session::MAX_EARLY_BYTES;
 use ringweir_flow::snapshot::{TargetIndex, TargetKind, Upstream};
 use ringweir_flow::time::Instant;
+use ringweir_flow::verify::Verdict as Verified;
 use ringweir_flow::view::View;
 
 use crate::client::{Answer, Script, Verdict, Why, Wish};
@@ -59,6 +60,14 @@ pub(crate) enum Phase {
     Closed,
 }
 
+/// What is known of the client's password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Login {
+    Unasked,
+    Asked,
+    Told(Verified),
+}
+
 pub(crate) struct Witness {
     world: Rc<World>,
     view: Rc<View>,
@@ -85,6 +94,7 @@ pub(crate) struct Witness {
     awaits_names: bool,
     /// Whether the event that is being handled is a timeout with an attempt under way.
     pub(crate) is_overdue: bool,
+    pub(crate) login: Login,
     pub(crate) stop: Option<CloseReason>,
     /// The member that it was told to follow.
     pub(crate) retired: Option<(TargetIndex, Arc<Retirement>)>,
@@ -127,6 +137,7 @@ impl Witness {
             resolved: None,
             awaits_names: false,
             is_overdue: false,
+            login: Login::Unasked,
             stop: None,
             retired: None,
             last_activity: now,
@@ -219,6 +230,7 @@ impl Witness {
         hold!(self.phase == Phase::Setup, "a refusal in {:?}", self.phase);
         let why = match self.script.verdict {
             Verdict::Refusal { .. } => None,
+            Verdict::Request { .. } if self.is_overloaded() => None,
             Verdict::Request { .. } => {
                 let why = self.check_why(record)?;
                 hold!(self.script.tells_failure(&self.said, why), "{why:?} is told as {:?}", self.said);
@@ -295,6 +307,8 @@ impl Witness {
         hold!(!is_pumping || timeout <= silent_until, "silence is borne until {timeout:?}");
         if self.phase == Phase::Setup && self.script.is_complete(self.fed) {
             hold!(pending > 0, "the request is complete, and nothing is under way for it");
+        }
+        if self.phase == Phase::Setup && self.login != Login::Asked && self.script.is_complete(self.fed) {
             let late = tools.late + STEPS;
             let most = times.connect + late;
             let spent = now.since(self.epoch_since);
@@ -320,10 +334,7 @@ impl Witness {
             Phase::Setup => self.check_close_in_setup(closing, ends, record),
             Phase::Refusing { since, why, fed } => {
                 hold!(
-                    why.map_or_else(
-                        || self.script.tells_refusal(&self.said, reason),
-                        |why| reason == why.reason()
-                    ),
+                    why.map_or_else(|| self.tells_refusal(reason), |why| reason == why.reason()),
                     "{reason} after the refusal {:?} for {why:?}",
                     self.said
                 );
@@ -336,6 +347,18 @@ impl Witness {
             }
             Phase::Pumping => self.check_close_of_pump(closing, ends, record),
             Phase::Closed => Err("closed twice".to_owned()),
+        }
+    }
+
+    fn is_overloaded(&self) -> bool {
+        self.login == Login::Told(Verified::Overloaded)
+    }
+
+    /// Whether the client was told why it is refused.
+    fn tells_refusal(&self, reason: CloseReason) -> bool {
+        match self.is_overloaded() {
+            true => reason == CloseReason::TooManyLogins && self.script.tells_overload(&self.said),
+            false => self.script.tells_refusal(&self.said, reason),
         }
     }
 
@@ -357,7 +380,8 @@ impl Witness {
             CloseReason::ClientLeft => ends.client.heard_end && !is_complete,
             CloseReason::ClientReset => ends.client.is_broken(),
             CloseReason::HandshakeTimeout => {
-                !is_complete && ends.now >= self.accepted_at + self.world.timeouts.handshake
+                (!is_complete || self.login == Login::Asked)
+                    && ends.now >= self.accepted_at + self.world.timeouts.handshake
             }
             CloseReason::TooManySessions => self.world.limits.is_some() && closing.client == Ending::Reset,
             CloseReason::ClientNotAllowed => !self.is_allowed && closing.client == Ending::Reset,
@@ -383,6 +407,7 @@ impl Witness {
                 is_complete && self.ruling == Some(Action::Drop) && is_unanswered
             }
             CloseReason::Finished
+            | CloseReason::TooManyLogins
             | CloseReason::UpstreamReset
             | CloseReason::IdleTimeout
             | CloseReason::HalfCloseTimeout
@@ -452,6 +477,7 @@ impl Witness {
             | CloseReason::HandshakeTimeout
             | CloseReason::OutOfResources
             | CloseReason::TooManySessions
+            | CloseReason::TooManyLogins
             | CloseReason::Retired
             | CloseReason::Drained
             | CloseReason::Stopped => (false, [Ending::Plain, Ending::Plain]),

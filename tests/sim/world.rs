@@ -19,6 +19,7 @@ use ringweir_flow::snapshot::{
     Timeouts, Upstream, WorkerIndex,
 };
 use ringweir_flow::users::Users;
+use ringweir_flow::verify::{Question, Verdict};
 use ringweir_flow::way::Splicing;
 
 use crate::peer::{Conn, MAX_PAYLOAD_BYTES, Manner, Out, pattern};
@@ -36,6 +37,8 @@ pub(crate) struct World {
     pub(crate) root: TargetIndex,
     pub(crate) protocol: Protocol,
     pub(crate) has_users: bool,
+    /// One by his password, or by a hash of it; the same in every snapshot, and so is what is known of them.
+    users: Arc<Users>,
     pub(crate) is_guarded: bool,
     /// Refuses whoever comes from outside, where it is there.
     pub(crate) access: Option<Access>,
@@ -66,6 +69,7 @@ impl World {
             root,
             protocol,
             has_users: protocol != Protocol::Tcp && rng.u8(..3) == 0,
+            users: Arc::new(users(rng)),
             is_guarded: rng.bool(),
             access: (rng.u8(..8) == 0).then(|| access(rng)),
             timeouts: Timeouts {
@@ -128,11 +132,9 @@ impl World {
     }
 
     fn listener(&self) -> Listener {
-        let mut users = Users::default();
-        users.insert(b"ann", b"secret");
         Listener {
             limits: self.limits.clone(),
-            users: self.has_users.then(|| Arc::new(users)),
+            users: self.has_users.then(|| Arc::clone(&self.users)),
             access: self.access.clone().map(Arc::new),
             reach: if self.is_guarded { Reach::NotLocal { allowed: [].into() } } else { Reach::Anywhere },
             timeouts: self.timeouts,
@@ -209,6 +211,15 @@ impl World {
         let limit = if rng.u8(..8) == 0 { rng.usize(..=len) } else { usize::MAX };
         let window = rng.usize(1..=4) * self.grain;
         Conn::new(out, manner(rng, len), Vec::new(), self.grain).limited(limit, window)
+    }
+
+    /// The answer of a verifier.
+    pub(crate) fn verify(question: &Question, rng: &mut fastrand::Rng) -> Verdict {
+        match question.password.as_slice() {
+            _ if rng.u8(..8) == 0 => Verdict::Overloaded,
+            b"secret" if &*question.hash == "hash of secret" => Verdict::Right,
+            _ => Verdict::Wrong,
+        }
     }
 
     /// The answer of a resolver.
@@ -310,6 +321,16 @@ fn add_target(
     };
     kinds.push(kind);
     TargetIndex(u32::try_from(kinds.len() - 1).unwrap())
+}
+
+fn users(rng: &mut fastrand::Rng) -> Users {
+    let mut users = Users::default();
+    if rng.bool() {
+        users.insert(b"ann", b"secret");
+    } else {
+        users.insert_hashed(b"ann", "hash of secret");
+    }
+    users
 }
 
 /// One that refuses 192.0.2.200 and lets 10.0.0.9 in.

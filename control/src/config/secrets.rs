@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use super::diagnostic::Place;
 use super::reader::Node;
 use crate::model::Token;
+use crate::passwords;
 
 /// A shorter token could be guessed over the network.
 const MIN_TOKEN_BYTES: usize = 8;
@@ -35,9 +36,8 @@ pub(crate) fn users(node: &Node<'_>) -> Option<Arc<Users>> {
     let mut users = Users::default();
     for (name, password) in node.named()? {
         let Some(secret) = password.string() else { continue };
-        match credentials(name, secret) {
-            Ok(()) => users.insert(name.as_bytes(), secret.as_bytes()),
-            Err(message) => password.report(message, None),
+        if let Err(message) = add(&mut users, name, secret) {
+            password.report(message, None);
         }
     }
     if node.named()?.is_empty() {
@@ -55,22 +55,33 @@ pub(crate) fn users_file(node: &Node<'_>, folder: &Path) -> Option<Arc<Users>> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let parsed = match line.split_once(':') {
-            Some((name, secret)) => credentials(name, secret).map(|()| (name, secret)),
+        let added = match line.split_once(':') {
+            Some((name, secret)) => add(&mut users, name, secret),
             None => Err("wants name:password".to_owned()),
         };
-        match parsed {
-            Ok((name, secret)) => users.insert(name.as_bytes(), secret.as_bytes()),
-            Err(message) => {
-                let place = Place { file: file.clone(), line: index + 1, column: 1 };
-                node.sink().report_at(place, node.path(), message, None);
-            }
+        if let Err(message) = added {
+            let place = Place { file: file.clone(), line: index + 1, column: 1 };
+            node.sink().report_at(place, node.path(), message, None);
         }
     }
     if users.is_empty() {
         node.report(format!("{file} names no user: nobody could connect"), None);
     }
     Some(Arc::new(users))
+}
+
+/// A user with a password, or with the hash of one.
+fn add(users: &mut Users, name: &str, secret: &str) -> Result<(), String> {
+    if passwords::is_hash(secret) {
+        // Of the password nothing is known; the name has its own bounds.
+        credentials(name, "-")?;
+        passwords::check(secret)?;
+        users.insert_hashed(name.as_bytes(), secret);
+    } else {
+        credentials(name, secret)?;
+        users.insert(name.as_bytes(), secret.as_bytes());
+    }
+    Ok(())
 }
 
 /// What the wire can carry (RFC 1929, section 2), and what HTTP can tell apart (RFC 7617, section 2).

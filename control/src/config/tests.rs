@@ -91,7 +91,7 @@ fn a_whole_configuration_is_understood() {
     assert_eq!(proxy.binds, [BindAddress::DualStack(1080)]);
     assert_eq!(proxy.timeouts.idle, Duration::from_secs(1800));
     assert_eq!(proxy.timeouts.handshake, Duration::from_secs(3));
-    assert!(proxy.users.as_ref().unwrap().verify(b"ann", b"secret"));
+    assert_eq!(proxy.users.as_ref().unwrap().verify(b"ann", b"secret"), Ok(true));
     let access = proxy.access.as_ref().unwrap();
     assert_eq!((access.allow.as_ref().unwrap().len(), access.deny.len()), (2, 1));
     let TargetKind::Group(pool) = &config.targets[web.target.0 as usize].kind else { panic!() };
@@ -292,10 +292,18 @@ fn users_come_from_a_file_beside_the_configuration_and_its_mistakes_are_placed_t
     fs::write(&config, text).unwrap();
     fs::write(folder.join("users"), "# people\nann:se:cret\n\nbob:x\n").unwrap();
     let users = load(&config).unwrap().listeners[0].users.clone().unwrap();
-    assert!(users.verify(b"ann", b"se:cret") && users.verify(b"bob", b"x"));
+    assert_eq!([users.verify(b"ann", b"se:cret"), users.verify(b"bob", b"x")], [Ok(true), Ok(true)]);
     fs::write(folder.join("users"), "ann:secret\nbob\n").unwrap();
     let errors = load(&config).unwrap_err();
     assert!(errors.0[0].place.file.ends_with("users") && errors.0[0].place.line == 2, "{errors}");
+    fs::write(
+        folder.join("users"),
+        "bob:x\nann:$argon2id$v=19$m=99999999,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA\n",
+    )
+    .unwrap();
+    let errors = load(&config).unwrap_err();
+    assert!(errors.0[0].place.file.ends_with("users") && errors.0[0].place.line == 2, "{errors}");
+    assert!(errors.0[0].key.ends_with("users_file") && errors.0[0].message.contains("MiB"), "{errors}");
     fs::remove_file(folder.join("users")).unwrap();
     assert!(load(&config).unwrap_err().to_string().contains("cannot be read"));
     fs::remove_dir_all(&folder).unwrap();

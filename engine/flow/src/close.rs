@@ -51,6 +51,8 @@ pub enum CloseReason {
     HalfCloseTimeout,
     /// The listener, or the client's source, has as many sessions as it may.
     TooManySessions,
+    /// More passwords wait to be verified than may.
+    TooManyLogins,
     /// No descriptor or memory was left to serve the session.
     OutOfResources,
     /// The drain deadline passed while the session was still running.
@@ -78,7 +80,7 @@ pub enum Culprit {
 
 impl CloseReason {
     /// Every reason, in the order of [`CloseReason::index`].
-    pub const ALL: [CloseReason; 26] = [
+    pub const ALL: [CloseReason; 27] = [
         CloseReason::Finished,
         CloseReason::ClientLeft,
         CloseReason::ClientReset,
@@ -102,6 +104,7 @@ impl CloseReason {
         CloseReason::IdleTimeout,
         CloseReason::HalfCloseTimeout,
         CloseReason::TooManySessions,
+        CloseReason::TooManyLogins,
         CloseReason::OutOfResources,
         CloseReason::Drained,
         CloseReason::Stopped,
@@ -138,6 +141,7 @@ impl CloseReason {
             CloseReason::IdleTimeout => "idle-timeout",
             CloseReason::HalfCloseTimeout => "half-close-timeout",
             CloseReason::TooManySessions => "too-many-sessions",
+            CloseReason::TooManyLogins => "too-many-logins",
             CloseReason::OutOfResources => "out-of-resources",
             CloseReason::Drained => "drained",
             CloseReason::Stopped => "stopped",
@@ -167,7 +171,9 @@ impl CloseReason {
             CloseReason::HandshakeTimeout | CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout => {
                 Culprit::Timeout
             }
-            CloseReason::TooManySessions | CloseReason::OutOfResources => Culprit::Limit,
+            CloseReason::TooManySessions | CloseReason::TooManyLogins | CloseReason::OutOfResources => {
+                Culprit::Limit
+            }
             CloseReason::RuleRejected
             | CloseReason::RuleDropped
             | CloseReason::Drained

@@ -31,6 +31,7 @@ pub mod session;
 pub mod snapshot;
 pub mod time;
 pub mod users;
+pub mod verify;
 pub mod view;
 pub mod way;
 pub mod wire;

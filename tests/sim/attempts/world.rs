@@ -175,6 +175,7 @@ pub(super) fn brief(command: &Command) -> String {
         | Command::ReceiveAhead(_)
         | Command::Abandon(_)
         | Command::Resolve(_)
+        | Command::Verify(_)
         | Command::NameLocal
         | Command::NameDestination(_)
         | Command::Pump(_)

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 
 use ringweir_flow::pump::{Direction, Side};
 use ringweir_flow::resolve::Resolved;
+use ringweir_flow::verify::Verdict;
 use ringweir_flow::way::Way;
 
 use super::{Course, DialState, Driver, Receiving, Sending};
 use crate::faults::Fault;
-use crate::invariants::{RECEIVE_BYTES, Verdicts, index};
+use crate::invariants::{Login, RECEIVE_BYTES, Verdicts, index};
 use crate::peer::Received;
 use crate::schedule::Tools;
 
@@ -145,6 +146,11 @@ impl Driver {
                 }
             }
         }
+    }
+
+    pub(super) fn tell_verified(&mut self, verdict: Verdict, tools: &mut Tools) {
+        self.witness.login = Login::Told(verdict);
+        self.session.handle_verified(verdict, tools.now);
     }
 
     pub(super) fn tell_resolved(&mut self, resolved: Resolved, tools: &mut Tools) {

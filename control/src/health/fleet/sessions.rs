@@ -149,6 +149,7 @@ impl Live {
             Command::Send(..) | Command::SendAhead(..) | Command::EndAhead(_) | Command::ShutDownClient => {}
             Command::Connect { .. }
             | Command::Resolve(_)
+            | Command::Verify(_)
             | Command::NameLocal
             | Command::NameDestination(_) => {
                 unreachable!("{command:?} in a world of addresses")

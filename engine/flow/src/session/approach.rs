@@ -17,43 +17,17 @@ use crate::dial::{self, AttemptId, Dial, UpstreamAddr};
 use crate::dispatch::{self, Choice};
 use crate::health::Outcome;
 use crate::outgoing::{Origin, Outgoing};
-use crate::pump::Side;
 use crate::record::ClientAddr;
 use crate::resolve::{ResolveError, Resolved};
 use crate::snapshot::{Commit, FirstHop, Route, TargetIndex, TargetKind, Towards, Upstream};
 use crate::time::Instant;
 use crate::view::View;
-use crate::wire::{self, Destination, Failure, Request};
+use crate::wire::{Destination, Failure, Request};
 
 /// A member that refuses at once is not the fastest.
 const FAILURE_COUNTS_AS: Duration = Duration::from_secs(1);
 
 impl Session {
-    pub(super) fn advance_handshake(&mut self, now: Instant) {
-        let view = Rc::clone(&self.view);
-        let users = view.snapshot().listener(self.listener).users.as_deref();
-        loop {
-            let Some(setup) = &mut self.setup else { return };
-            let Stage::Handshake { wire, .. } = &mut setup.stage else { return };
-            let progress = wire.advance(&setup.early, users);
-            setup.early.drain(..progress.consumed);
-            match progress.step {
-                wire::Step::Incomplete => return,
-                wire::Step::Reply(reply) => {
-                    setup.commands.push_back(Command::Send(Side::Client, reply));
-                }
-                wire::Step::Request(request) => {
-                    self.begin(request, now);
-                    return;
-                }
-                wire::Step::Refuse { reply, reason } => {
-                    self.refuse(reply, reason, now);
-                    return;
-                }
-            }
-        }
-    }
-
     pub(super) fn begin(&mut self, request: Request, now: Instant) {
         if self.view.snapshot().log_sessions {
             self.destination = Some(Box::new(request.destination.clone()));

@@ -18,6 +18,7 @@ mod end;
 mod figures;
 mod front;
 mod introduce;
+mod login;
 mod look;
 mod pumping;
 mod sealed;
@@ -44,6 +45,8 @@ use crate::retire::Retirement;
 use crate::rules::RuleIndex;
 use crate::snapshot::{Listener, ListenerIndex, TargetIndex};
 use crate::time::Instant;
+use crate::users::Asked;
+use crate::verify::Question;
 use crate::view::View;
 use crate::wire::handshake::Handshake;
 use crate::wire::peek::Peek;
@@ -107,6 +110,8 @@ pub enum Command {
     NameDestination(Diversion),
     /// Resolve a name; answer with `handle_resolved`.
     Resolve(HostName),
+    /// Have a password verified; answer with `handle_verified`.
+    Verify(Question),
     /// The connected socket of this attempt is the session's upstream from now on: ask for steps.
     Pump(AttemptId),
     /// The session is over: cancel and close everything.
@@ -178,6 +183,8 @@ enum Stage {
     Shunning { reason: CloseReason, deadline: Instant },
     /// Reading the client's request.
     Handshake { wire: Handshake, deadline: Instant },
+    /// The password in it is being verified.
+    Verifying { wire: Handshake, asked: Asked, deadline: Instant },
     /// The request is complete; upstreams are being tried.
     Reaching,
     /// The upstream is open.
@@ -239,7 +246,9 @@ impl Session {
             | Stage::Handshake { .. }
             | Stage::Accepting { .. }
             | Stage::Shunning { .. } => true,
-            Stage::Peeking { .. } | Stage::Reaching => !setup.client_ended && setup.has_room(),
+            Stage::Peeking { .. } | Stage::Verifying { .. } | Stage::Reaching => {
+                !setup.client_ended && setup.has_room()
+            }
             Stage::Refusing { .. } => !setup.client_ended,
             Stage::Pumping | Stage::Closed => false,
         }
@@ -261,6 +270,7 @@ impl Session {
                 setup.early.extend_from_slice(bytes);
                 self.advance_handshake(now);
             }
+            Stage::Verifying { .. } => setup.early.extend_from_slice(bytes),
             Stage::Accepting { .. } => self.advance_accept(bytes, now),
             Stage::Reaching => self.keep(bytes, now),
             Stage::Refusing { bytes_left, reason, .. } => match bytes_left.checked_sub(bytes.len()) {
@@ -300,7 +310,10 @@ impl Session {
                 let reason = *reason;
                 self.close(Closing::plain(reason));
             }
-            Stage::Refusing { farewell: Farewell::Sending, .. } | Stage::Pumping | Stage::Closed => {}
+            Stage::Verifying { .. }
+            | Stage::Refusing { farewell: Farewell::Sending, .. }
+            | Stage::Pumping
+            | Stage::Closed => {}
         }
     }
 
@@ -313,6 +326,7 @@ impl Session {
             | Stage::Peeking { .. }
             | Stage::Handshake { .. }
             | Stage::Accepting { .. }
+            | Stage::Verifying { .. }
             | Stage::Reaching => CloseReason::ClientReset,
             Stage::Pumping | Stage::Closed => return,
         };
@@ -342,6 +356,7 @@ impl Session {
                 | Stage::Handshake { .. }
                 | Stage::Accepting { .. }
                 | Stage::Shunning { .. }
+                | Stage::Verifying { .. }
                 | Stage::Reaching
                 | Stage::Pumping
                 | Stage::Refusing { .. }
@@ -400,6 +415,7 @@ impl Session {
             Stage::Announcing { deadline }
             | Stage::Handshake { deadline, .. }
             | Stage::Accepting { deadline, .. }
+            | Stage::Verifying { deadline, .. }
                 if now >= *deadline =>
             {
                 self.close(Closing::plain(CloseReason::HandshakeTimeout));
@@ -417,6 +433,7 @@ impl Session {
             | Stage::Handshake { .. }
             | Stage::Accepting { .. }
             | Stage::Shunning { .. }
+            | Stage::Verifying { .. }
             | Stage::Refusing { .. }
             | Stage::Pumping
             | Stage::Closed => {}
@@ -462,6 +479,7 @@ impl Session {
             | Stage::Handshake { deadline, .. }
             | Stage::Accepting { deadline, .. }
             | Stage::Shunning { deadline, .. }
+            | Stage::Verifying { deadline, .. }
             | Stage::Refusing { deadline, .. } => Some(*deadline),
             Stage::Reaching => {
                 let attempts = setup.attempts.iter().map(Attempt::poll_timeout);

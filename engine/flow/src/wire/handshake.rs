@@ -4,6 +4,7 @@ use super::mixed::{self, Spoken};
 use super::{Progress, http, socks5};
 use crate::snapshot::Protocol;
 use crate::users::Users;
+use crate::verify::Verdict;
 
 /// The server side of a handshake.
 #[derive(Debug)]
@@ -36,6 +37,15 @@ impl Handshake {
             Handshake::Socks5(handshake) => handshake.advance(input, users),
             Handshake::Http(handshake) => handshake.advance(input, users),
             Handshake::Mixed(handshake) => handshake.advance(input, users),
+        }
+    }
+
+    /// What came of asking for the login of [`Step::Verify`](super::Step::Verify).
+    pub fn handle_verdict(&mut self, verdict: Verdict) {
+        match self {
+            Handshake::Socks5(handshake) => handshake.handle_verdict(verdict),
+            Handshake::Http(handshake) => handshake.handle_verdict(verdict),
+            Handshake::Mixed(handshake) => handshake.handle_verdict(verdict),
         }
     }
 }
@@ -79,6 +89,7 @@ mod tests {
                         assert!(progress.consumed > 0, "a reply to nothing could go on for ever");
                         replies.extend_from_slice(&reply);
                     }
+                    Step::Verify(_) => panic!("nobody here is known by a hash"),
                     Step::Request(_) | Step::Refuse { .. } => {
                         return Run { replies, consumed, step: progress.step };
                     }

@@ -3,6 +3,7 @@
 use super::{Progress, http, socks4, socks5};
 use crate::close::CloseReason;
 use crate::users::Users;
+use crate::verify::Verdict;
 
 /// The server side of the handshakes of one port.
 #[derive(Debug)]
@@ -48,6 +49,15 @@ impl Handshake {
             Handshake::Socks4 => socks4::advance(input, users),
             Handshake::Socks5(handshake) => handshake.advance(input, users),
             Handshake::Http(handshake) => handshake.advance(input, users),
+        }
+    }
+
+    /// See [`handshake::Handshake::handle_verdict`](super::handshake::Handshake::handle_verdict).
+    pub fn handle_verdict(&mut self, verdict: Verdict) {
+        match self {
+            Handshake::Socks5(handshake) => handshake.handle_verdict(verdict),
+            Handshake::Http(handshake) => handshake.handle_verdict(verdict),
+            Handshake::Undecided(_) | Handshake::Socks4 => {}
         }
     }
 }

@@ -19,6 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::close::CloseReason;
+use crate::verify::Login;
 
 /// What a server-side handshake made of the bytes it was offered.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub enum Step {
     Reply(Cow<'static, [u8]>),
     /// The request is complete. What follows the consumed bytes is payload for the upstream.
     Request(Request),
+    /// A login is to be asked for, which the handshake is told with `handle_verdict`; then the rest is offered again.
+    Verify(Login),
     /// This, if it is not empty, goes to the client, and then the session ends.
     Refuse {
         /// The last word to the client.
@@ -58,6 +61,10 @@ impl Progress {
 
     pub(crate) fn request(consumed: usize, request: Request) -> Progress {
         Progress { consumed, step: Step::Request(request) }
+    }
+
+    pub(crate) fn verify(login: Login) -> Progress {
+        Progress { consumed: 0, step: Step::Verify(login) }
     }
 
     pub(crate) fn refuse(reply: impl Into<Cow<'static, [u8]>>, reason: CloseReason) -> Progress {

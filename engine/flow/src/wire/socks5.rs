@@ -13,6 +13,7 @@ use super::reader::Reader;
 use super::{Answer, Body, Failure, Progress, Request};
 use crate::close::CloseReason;
 use crate::users::Users;
+use crate::verify::{Standing, Verdict};
 
 /// The version octet of greeting, request and reply (RFC 1928, section 3).
 pub const VERSION: u8 = 5;
@@ -29,7 +30,8 @@ const ADDRESS_IPV4: u8 = 1;
 const ADDRESS_IPV6: u8 = 4;
 
 const NO_ACCEPTABLE_METHOD: &[u8] = &[VERSION, 0xff];
-const PASSWORD_WRONG: &[u8] = &[PASSWORD_VERSION, 1];
+/// RFC 1929 has one word for every reason.
+const PASSWORD_REFUSED: &[u8] = &[PASSWORD_VERSION, 1];
 
 /// The reply field of a reply that is no success (RFC 1928, section 6).
 #[derive(Clone, Copy)]
@@ -49,8 +51,8 @@ pub enum Handshake {
     /// The greeting with the client's methods is awaited.
     #[default]
     Greeting,
-    /// The user name and password are awaited.
-    Password,
+    /// The user name and password are awaited, or what is to be thought of them.
+    Password(Standing),
     /// The request is awaited, of this user where users are asked for.
     Request(Option<Arc<str>>),
 }
@@ -60,10 +62,20 @@ impl Handshake {
     pub fn advance(&mut self, input: &[u8], users: Option<&Users>) -> Progress {
         let progress = match self {
             Handshake::Greeting => self.read_greeting(input, users),
-            Handshake::Password => self.read_password(input, users),
+            Handshake::Password(standing) => {
+                let standing = *standing;
+                self.read_password(input, users, standing)
+            }
             Handshake::Request(user) => read_request(input, user),
         };
         progress.unwrap_or_else(Progress::incomplete)
+    }
+
+    /// See [`handshake::Handshake::handle_verdict`](super::handshake::Handshake::handle_verdict).
+    pub fn handle_verdict(&mut self, verdict: Verdict) {
+        if let Handshake::Password(standing) = self {
+            *standing = Standing::Judged(verdict);
+        }
     }
 
     /// `None` while it is incomplete, here and below.
@@ -75,7 +87,7 @@ impl Handshake {
         let methods = reader.counted()?;
         let (method, next, reply): (_, _, &'static [u8]) = match users {
             None => (METHOD_NONE, Handshake::Request(None), &[VERSION, METHOD_NONE]),
-            Some(_) => (METHOD_PASSWORD, Handshake::Password, &[VERSION, METHOD_PASSWORD]),
+            Some(_) => (METHOD_PASSWORD, Handshake::Password(Standing::Unknown), &[VERSION, METHOD_PASSWORD]),
         };
         if !methods.contains(&method) {
             return Some(Progress::refuse(NO_ACCEPTABLE_METHOD, CloseReason::ClientAuthentication));
@@ -84,15 +96,23 @@ impl Handshake {
         Some(Progress::reply(reader.consumed(input), reply))
     }
 
-    fn read_password(&mut self, input: &[u8], users: Option<&Users>) -> Option<Progress> {
+    fn read_password(&mut self, input: &[u8], users: Option<&Users>, standing: Standing) -> Option<Progress> {
         let mut reader = Reader::new(input);
         if reader.byte()? != PASSWORD_VERSION {
             return Some(Progress::refuse(&[][..], CloseReason::ClientProtocol));
         }
         let name = reader.counted()?;
         let password = reader.counted()?;
-        if !users.is_some_and(|users| users.verify(name, password)) {
-            return Some(Progress::refuse(PASSWORD_WRONG, CloseReason::ClientAuthentication));
+        let verdict = users.map_or(Ok(Verdict::Wrong), |users| standing.judge(users, name, password));
+        match verdict {
+            Ok(Verdict::Right) => {}
+            Ok(Verdict::Wrong) => {
+                return Some(Progress::refuse(PASSWORD_REFUSED, CloseReason::ClientAuthentication));
+            }
+            Ok(Verdict::Overloaded) => {
+                return Some(Progress::refuse(PASSWORD_REFUSED, CloseReason::TooManyLogins));
+            }
+            Err(login) => return Some(Progress::verify(login)),
         }
         // Configured names are text.
         *self = Handshake::Request(std::str::from_utf8(name).ok().map(Arc::from));
@@ -231,8 +251,27 @@ mod tests {
         let wrong = refused(&[1, 1], CloseReason::ClientAuthentication);
         for (name, word) in [(&b"ann"[..], &b"Secret"[..]), (b"bob", b"secret"), (b"", b"secret"), (b"", b"")]
         {
-            let mut handshake = Handshake::Password;
+            let mut handshake = Handshake::Password(Standing::Unknown);
             assert_eq!(handshake.advance(&password(name, word), Some(&users)).step, wrong, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_that_is_known_by_its_hash_is_asked_for_and_then_read_again() {
+        let mut users = Users::default();
+        users.insert_hashed(b"ann", "#secret");
+        let message = password(b"ann", b"secret");
+        let verdicts = [
+            (Verdict::Right, Progress::reply(message.len(), &[1, 0])),
+            (Verdict::Wrong, Progress::refuse(&[1, 1][..], CloseReason::ClientAuthentication)),
+            (Verdict::Overloaded, Progress::refuse(&[1, 1][..], CloseReason::TooManyLogins)),
+        ];
+        for (verdict, expected) in verdicts {
+            let mut handshake = Handshake::Password(Standing::Unknown);
+            let asked = handshake.advance(&message, Some(&users));
+            assert!(asked.consumed == 0 && matches!(asked.step, Step::Verify(_)), "{asked:?}");
+            handshake.handle_verdict(verdict);
+            assert_eq!(handshake.advance(&message, Some(&users)), expected);
         }
     }
 
@@ -243,7 +282,7 @@ mod tests {
         users.insert(&name, &word);
         let message = password(&name, &word);
         assert_eq!(message.len(), MAX_MESSAGE_BYTES);
-        let mut handshake = Handshake::Password;
+        let mut handshake = Handshake::Password(Standing::Unknown);
         let short = &message[..message.len() - 1];
         assert_eq!(handshake.advance(short, Some(&users)), Progress::incomplete());
         assert_eq!(handshake.advance(&message, Some(&users)), Progress::reply(message.len(), &[1, 0]));

@@ -23,6 +23,7 @@ use self::reply::Refusal;
 use self::target::Target;
 use super::{Answer, Body, Progress, Request};
 use crate::users::Users;
+use crate::verify::{Login, Standing, Verdict};
 
 pub(super) use self::reply::{CONNECTED, failure};
 
@@ -41,16 +42,23 @@ pub const MAX_LEADING_BYTES: usize = 16;
 pub struct Handshake {
     /// No head ends before this offset, so that a head that comes byte by byte is searched once, not once a byte.
     searched: usize,
+    /// What is known of the login in the head.
+    standing: Standing,
 }
 
 impl Handshake {
     /// See [`handshake::Handshake::advance`](super::handshake::Handshake::advance).
     pub fn advance(&mut self, input: &[u8], users: Option<&Users>) -> Progress {
         let read = self.find_end(input).and_then(|end| match end {
-            Some(end) => read_request(&input[..end], users).map(|request| Progress::request(end, request)),
+            Some(end) => read_request(&input[..end], users, self.standing),
             None => Ok(Progress::incomplete()),
         });
         read.unwrap_or_else(Refusal::into_progress)
+    }
+
+    /// See [`handshake::Handshake::handle_verdict`](super::handshake::Handshake::handle_verdict).
+    pub fn handle_verdict(&mut self, verdict: Verdict) {
+        self.standing = Standing::Judged(verdict);
     }
 
     /// Where the head ends, just behind its empty line.
@@ -96,7 +104,7 @@ pub(super) fn empty_line_end(bytes: &[u8]) -> Option<usize> {
     None
 }
 
-fn read_request(head: &[u8], users: Option<&Users>) -> Result<Request, Refusal> {
+fn read_request(head: &[u8], users: Option<&Users>, standing: Standing) -> Result<Progress, Refusal> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
     match parsed.parse(head) {
@@ -110,29 +118,33 @@ fn read_request(head: &[u8], users: Option<&Users>) -> Result<Request, Refusal> 
     let version = if version == 0 { Version::Http10 } else { Version::Http11 };
     let framing = Framing::read(version, parsed.headers)?;
     let user = match users {
-        Some(users) => Some(authenticated(parsed.headers, users).ok_or(Refusal::AuthenticationRequired)?),
+        Some(users) => match authenticated(parsed.headers, users, standing)? {
+            Authenticated::As(user) => Some(user),
+            Authenticated::Asked(login) => return Ok(Progress::verify(login)),
+        },
         None => None,
     };
-    match Target::parse(method, uri)? {
+    let request = match Target::parse(method, uri)? {
         Target::Tunnel { authority, port } => match framing {
-            Framing::None | Framing::Length(0) => Ok(Request {
+            Framing::None | Framing::Length(0) => Request {
                 destination: authority.destination(port)?,
                 user,
                 preface: Vec::new(),
                 body: Body::Unlimited,
                 answer: Answer::HttpConnect,
-            }),
+            },
             Framing::Length(_) | Framing::Chunked => {
-                Err(Refusal::Malformed("a CONNECT request has no content"))
+                return Err(Refusal::Malformed("a CONNECT request has no content"));
             }
         },
         Target::Absolute(target) => {
             let destination = target.authority.destination(target::HTTP_PORT)?;
             let line = fields::RequestLine { method, target, version };
             let (preface, body) = fields::rewrite(&line, parsed.headers, framing)?;
-            Ok(Request { destination, user, preface, body, answer: Answer::HttpPlain })
+            Request { destination, user, preface, body, answer: Answer::HttpPlain }
         }
-    }
+    };
+    Ok(Progress::request(head.len(), request))
 }
 
 /// The versions that this proxy speaks.
@@ -142,8 +154,35 @@ enum Version {
     Http11,
 }
 
+/// What is known of who sends a request.
+enum Authenticated {
+    As(Arc<str>),
+    /// The login has to be asked for.
+    Asked(Login),
+}
+
 /// Whom of `users` the one `Proxy-Authorization` there is names, with the right password (RFC 7617).
-fn authenticated(headers: &[Header<'_>], users: &Users) -> Option<Arc<str>> {
+fn authenticated(
+    headers: &[Header<'_>],
+    users: &Users,
+    standing: Standing,
+) -> Result<Authenticated, Refusal> {
+    let credentials = credentials(headers).ok_or(Refusal::AuthenticationRequired)?;
+    let colon = credentials.iter().position(|&byte| byte == b':').ok_or(Refusal::AuthenticationRequired)?;
+    let (name, password) = (&credentials[..colon], &credentials[colon + 1..]);
+    match standing.judge(users, name, password) {
+        // Configured names are text.
+        Ok(Verdict::Right) => std::str::from_utf8(name)
+            .map(|name| Authenticated::As(name.into()))
+            .map_err(|_| Refusal::AuthenticationRequired),
+        Ok(Verdict::Wrong) => Err(Refusal::AuthenticationRequired),
+        Ok(Verdict::Overloaded) => Err(Refusal::TooManyLogins),
+        Err(login) => Ok(Authenticated::Asked(login)),
+    }
+}
+
+/// The name and password that a request comes with, a colon between them.
+fn credentials(headers: &[Header<'_>]) -> Option<Zeroizing<Vec<u8>>> {
     let mut found = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("proxy-authorization"));
     let (Some(header), None) = (found.next(), found.next()) else { return None };
     let (scheme, encoded) = header.value.split_at_checked(b"Basic ".len())?;
@@ -154,10 +193,7 @@ fn authenticated(headers: &[Header<'_>], users: &Users) -> Option<Arc<str>> {
     if BASE64_STANDARD.decode_vec(encoded.trim_ascii_start(), &mut decoded).is_err() {
         return None;
     }
-    let colon = decoded.iter().position(|&byte| byte == b':')?;
-    let name = users.verify(&decoded[..colon], &decoded[colon + 1..]).then_some(&decoded[..colon])?;
-    // Configured names are text.
-    std::str::from_utf8(name).ok().map(Arc::from)
+    Some(decoded)
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ pub(super) enum Refusal {
     VersionUnsupported,
     /// It comes without a user and password that may pass.
     AuthenticationRequired,
+    /// Its password cannot be looked at: too many others wait.
+    TooManyLogins,
     /// It is meant for an origin server.
     NoProxyRequest,
     /// It asks for a URI that is not `http://`.
@@ -68,6 +70,7 @@ impl Refusal {
             Refusal::HeadTooLarge | Refusal::TooManyFields => Status::HeaderFieldsTooLarge,
             Refusal::VersionUnsupported => Status::VersionNotSupported,
             Refusal::AuthenticationRequired => Status::ProxyAuthenticationRequired,
+            Refusal::TooManyLogins => Status::ServiceUnavailable,
         }
     }
 
@@ -78,6 +81,7 @@ impl Refusal {
             Refusal::TooManyFields => "the request has too many header fields",
             Refusal::VersionUnsupported => "this proxy speaks HTTP/1.0 and HTTP/1.1",
             Refusal::AuthenticationRequired => "a user and password are needed here",
+            Refusal::TooManyLogins => "too many passwords wait to be verified: try again",
             Refusal::NoProxyRequest => {
                 "this is a proxy: ask for a whole URI (GET http://host/path) or CONNECT host:port"
             }
@@ -93,6 +97,7 @@ impl Refusal {
             | Refusal::NoProxyRequest => CloseReason::ClientProtocol,
             Refusal::VersionUnsupported | Refusal::SchemeUnsupported => CloseReason::ClientUnsupported,
             Refusal::AuthenticationRequired => CloseReason::ClientAuthentication,
+            Refusal::TooManyLogins => CloseReason::TooManyLogins,
         }
     }
 }

@@ -455,3 +455,32 @@ fn debug_output_keeps_the_head_to_itself() {
     let shown = format!("{:?}", request(&get("Cookie: hidden")));
     assert!(shown.contains("preface_bytes") && !shown.contains("hidden"), "{shown}");
 }
+
+#[test]
+fn a_password_that_is_known_by_its_hash_is_asked_for_and_then_read_again() {
+    let mut users = Users::default();
+    users.insert_hashed(b"ann", "#secret");
+    let basic = BASE64_STANDARD.encode("ann:secret");
+    let input = format!("CONNECT a.example:443 HTTP/1.1\r\nProxy-Authorization: Basic {basic}\r\n\r\n");
+    for verdict in [Verdict::Right, Verdict::Wrong, Verdict::Overloaded] {
+        let mut handshake = Handshake::default();
+        let asked = handshake.advance(input.as_bytes(), Some(&users));
+        assert!(asked.consumed == 0 && matches!(asked.step, Step::Verify(_)), "{asked:?}");
+        handshake.handle_verdict(verdict);
+        let progress = handshake.advance(input.as_bytes(), Some(&users));
+        let refused = match progress.step {
+            Step::Request(request) => {
+                assert_eq!((progress.consumed, request.user.as_deref()), (input.len(), Some("ann")));
+                None
+            }
+            Step::Refuse { reply, reason } => Some((reply[9..12].to_vec(), reason)),
+            Step::Incomplete | Step::Reply(_) | Step::Verify(_) => panic!("{verdict:?}"),
+        };
+        let expected = match verdict {
+            Verdict::Right => None,
+            Verdict::Wrong => Some((b"407".to_vec(), CloseReason::ClientAuthentication)),
+            Verdict::Overloaded => Some((b"503".to_vec(), CloseReason::TooManyLogins)),
+        };
+        assert_eq!(refused, expected);
+    }
+}
