@@ -12,6 +12,13 @@ class Handler(SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def end_headers(self):
+        # RFC 9112, section 9.6. Python's server closes without a word, and ringweir, which asks for a close on behalf of
+        # plain requests, passes the answer unread: git, told nothing, may send what it cannot repeat to a closing end.
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        super().end_headers()
+
     def do_GET(self):
         if self.path.startswith("/git/"):
             self.ask_git(b"")
