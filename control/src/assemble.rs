@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ringweir_flow::access::Gate;
-use ringweir_flow::account::{ListenerCounters, TargetCounters};
+use ringweir_flow::account::{ListenerCounters, TargetCounters, UserCounters};
 use ringweir_flow::affinity::Affinity;
 use ringweir_flow::limits::{Limits, Sources};
 use ringweir_flow::outgoing::Outgoing;
@@ -47,6 +47,8 @@ pub(crate) struct Knowledge {
     /// Whom listeners of Shadowsocks speak for.
     servers: HashMap<Arc<str>, Arc<Server>>,
     listener_counters: HashMap<Arc<str>, Arc<ListenerCounters>>,
+    /// By listener and user.
+    user_counters: HashMap<Arc<str>, HashMap<Arc<str>, Arc<UserCounters>>>,
     /// What is decided before sessions are dispatched.
     pub(crate) rules: RuleBook,
 }
@@ -72,6 +74,7 @@ impl Knowledge {
         self.sources.retain(|name, _| listeners.contains(name));
         self.gates.retain(|name, _| listeners.contains(name));
         self.servers.retain(|name, _| listeners.contains(name));
+        self.user_counters.retain(|name, _| listeners.contains(name));
         self.listener_counters.retain(|name, _| listeners.contains(name));
     }
 }
@@ -103,6 +106,7 @@ pub(crate) fn assemble(
             reach: listener.reach.clone(),
             timeouts: listener.timeouts,
             keepalive: listener.socket.keepalive,
+            user_counters: user_counters(listener, &mut knowledge.user_counters, workers),
             counters: Arc::clone(
                 knowledge
                     .listener_counters
@@ -138,6 +142,29 @@ pub(crate) fn assemble(
         log_sessions,
         splicing: config.engine.splicing,
     }
+}
+
+/// The counters of a listener's users; those of others are forgotten.
+fn user_counters(
+    listener: &model::Listener,
+    known: &mut HashMap<Arc<str>, HashMap<Arc<str>, Arc<UserCounters>>>,
+    workers: usize,
+) -> HashMap<Arc<str>, Arc<UserCounters>> {
+    let by_password = listener.users.iter().flat_map(|users| users.names()).map(Arc::from);
+    let by_key = listener.shadowsocks.iter().flat_map(|server| server.users()).map(Arc::clone);
+    let names: Vec<Arc<str>> = by_password.chain(by_key).collect();
+    if names.is_empty() {
+        known.remove(&listener.name);
+        return HashMap::new();
+    }
+    let before = known.remove(&listener.name).unwrap_or_default();
+    let counters = |name: Arc<str>| {
+        let counters = before.get(&name).map(Arc::clone);
+        (name, counters.unwrap_or_else(|| Arc::new(UserCounters::new(workers))))
+    };
+    let now: HashMap<_, _> = names.into_iter().map(counters).collect();
+    known.insert(Arc::clone(&listener.name), now.clone());
+    now
 }
 
 fn limits(listener: &model::Listener, known: &mut HashMap<Arc<str>, Arc<Sources>>) -> Option<Limits> {

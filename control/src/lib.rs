@@ -31,6 +31,7 @@ mod shadowsocks;
 mod signals;
 mod state;
 mod status;
+mod users;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -36,6 +36,9 @@ pub const METRICS: &[(&str, &str)] = &[
         "Directions of sessions that changed to a pipe or back to buffers, by what they changed to",
     ),
     ("pipe_refusals", "Receives that were copied because no pipe was to be had, by reason"),
+    ("user_sessions_active", "Sessions of a user open now, by listener"),
+    ("user_sessions", "Sessions of a user that made a request, by listener"),
+    ("user_bytes", "Bytes moved for a user, by listener and direction"),
     ("rule_hits", "Sessions that a rule has decided"),
     ("target_up", "1 when new sessions may go to the target, 0 when it is down or drained"),
     ("target_active", "Sessions and attempts that hold the target now"),
@@ -89,6 +92,7 @@ impl Collector for Scrape {
         self.workers(&mut encoder)?;
         self.listeners(&mut encoder)?;
         self.pipes(&mut encoder)?;
+        self.users(&mut encoder)?;
         self.rules(&mut encoder)?;
         self.targets(&mut encoder)?;
         expose(&mut encoder, &self.snapshot, help)
@@ -186,6 +190,30 @@ impl Scrape {
             })
             .collect();
         counters(encoder, "pipe_refusals", refused.iter().map(|(labels, count)| (&labels[..], *count)))
+    }
+
+    fn users(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
+        let users: Vec<_> = self
+            .status
+            .listeners
+            .iter()
+            .flat_map(|one| {
+                one.users
+                    .iter()
+                    .map(|(name, user)| ([("listener", &*one.name), ("user", name.as_str())], user))
+            })
+            .collect();
+        let each = || users.iter().map(|(labels, user)| (&labels[..], user));
+        gauges(encoder, "user_sessions_active", each().map(|(labels, user)| (labels, user.active)))?;
+        counters(encoder, "user_sessions", each().map(|(labels, user)| (labels, user.sessions)))?;
+        let bytes: Vec<_> = users
+            .iter()
+            .flat_map(|([listener, name], user)| {
+                [("up", user.bytes_up), ("down", user.bytes_down)]
+                    .map(|(direction, count)| ([*listener, *name, ("direction", direction)], count))
+            })
+            .collect();
+        counters(encoder, "user_bytes", bytes.iter().map(|(labels, count)| (&labels[..], *count)))
     }
 
     fn rules(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::check::StageTime;
 use crate::rules::RuleStatus;
+use crate::users::{self, UserStatus};
 
 /// The daemon at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -79,6 +80,9 @@ pub(crate) struct ListenerStatus {
     pub(crate) bytes_down: u64,
     /// What of them was spliced through pipes.
     pub(crate) pipes: PipeStatus,
+    /// Its users, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) users: BTreeMap<String, UserStatus>,
 }
 
 /// What a listener's sessions had of pipes.
@@ -259,6 +263,7 @@ pub(crate) fn listeners(snapshot: &Snapshot) -> Vec<ListenerStatus> {
                 bytes_up: sum(counters, |cell| &cell.bytes_up),
                 bytes_down: sum(counters, |cell| &cell.bytes_down),
                 pipes: pipes(counters),
+                users: users::of(listener),
             }
         })
         .collect()
@@ -456,6 +461,7 @@ impl Status {
         rows.extend(self.targets.iter().map(TargetStatus::row));
         align(&rows, &mut text);
         RuleStatus::to_table(&self.rules, &mut text);
+        users::to_table(&self.listeners, &mut text);
         if self.per_worker.len() > 1 {
             text.push('\n');
             let mut rows = vec![header(["WORKER", "ACTIVE", "ACCEPTED", "BYTES"])];

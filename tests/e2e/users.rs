@@ -14,7 +14,7 @@ use crate::harness::daemon::{Daemon, Setup, check, ringweir};
 use crate::harness::http::{exchange, read_head, status_of};
 use crate::harness::pattern::End;
 use crate::harness::server::Server;
-use crate::harness::status::{named, number};
+use crate::harness::status::{metric, named, number};
 use crate::harness::{Engine, PATIENCE, eventually, observe_for, scenarios};
 
 scenarios!(Welcome:
@@ -33,6 +33,7 @@ scenarios!(Welcome:
     a_flood_of_passwords_is_bounded_and_leaves_sessions_alone,
     a_reload_forgets_the_passwords_of_users_that_have_changed,
     hashes_that_cannot_be_used_are_refused_where_they_stand,
+    each_user_has_figures_that_outlive_a_reload,
 );
 
 fn proxy(protocol: &str, users: &str) -> String {
@@ -347,4 +348,31 @@ fn hashes_that_cannot_be_used_are_refused_where_they_stand(_: Engine) {
     }
     assert!(hash_of("", &[]).unwrap_err().contains("1 to 255"));
     assert!(hash_of("secret", &["--memory", "4096"]).unwrap_err().contains("256"));
+}
+
+fn each_user_has_figures_that_outlive_a_reload(engine: Engine) {
+    let server = Server::echo();
+    let config = proxy("socks5", ANN);
+    let daemon = Daemon::start(engine, &config);
+    let (_, _, mut client) = log_in(&daemon, "ann", "secret");
+    client.write_all(&socks_request_to(server.address())).unwrap();
+    assert_eq!(read_socks_reply(&mut client).code, 0);
+    assert_echo(&mut client, b"payload");
+    assert_eq!(log_in(&daemon, "bob", "wrong").0, 1);
+    let figures = |user: &str| {
+        let status = daemon.status();
+        let user = &named(&status, "listeners", "in")["users"][user];
+        ["active", "sessions", "bytes_up", "bytes_down"].map(|key| number(user, &[key]))
+    };
+    eventually(PATIENCE, "the echo is counted", || figures("ann") == [1, 1, 7, 7]);
+    assert_eq!(figures("bob"), [0; 4]);
+    daemon.reload(&config.replace("other", "another")).unwrap();
+    assert_echo(&mut client, b"more");
+    drop(client);
+    eventually(PATIENCE, "the session has ended", || figures("ann") == [0, 1, 11, 11]);
+    let metrics = daemon.metrics();
+    let of_ann = |name: &str| metric(&metrics, &[name, "listener=\"in\"", "user=\"ann\""]);
+    assert_eq!([of_ann("user_sessions_total"), of_ann("user_bytes_total")], [1.0, 22.0]);
+    let table = ringweir(&["status", "--admin", &daemon.admin()]).stdout;
+    assert!(table.lines().any(|line| line.starts_with("ann ") && line.contains("11 B")), "{table}");
 }

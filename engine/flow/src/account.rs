@@ -160,6 +160,19 @@ pub struct ListenerCell {
     pub histograms: Histograms,
 }
 
+/// What one worker counts for one user of a listener.
+#[derive(Debug, Default)]
+pub struct UserCell {
+    /// Sessions open at the moment (a gauge).
+    pub active: Counter,
+    /// Sessions that made a request.
+    pub sessions: Counter,
+    /// Bytes from the user.
+    pub bytes_up: Counter,
+    /// Bytes to the user.
+    pub bytes_down: Counter,
+}
+
 /// What one worker counts of pipes and buffers for one listener.
 #[derive(Debug, Default)]
 pub struct WayCell {
@@ -180,6 +193,9 @@ pub type TargetCounters = PerWorker<TargetCell>;
 
 /// The counters of a listener, kept across snapshots as long as its name lives.
 pub type ListenerCounters = PerWorker<ListenerCell>;
+
+/// The counters of a user of a listener, kept across snapshots as long as both names live.
+pub type UserCounters = PerWorker<UserCell>;
 
 #[cfg(test)]
 mod tests {

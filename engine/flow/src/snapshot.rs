@@ -1,13 +1,14 @@
 //! The snapshot: listeners, targets and their health at one moment. Immutable; control builds it, publishes it
 //! whole, and never touches it again. Workers read it without a lock.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::access::{Access, Gate};
-use crate::account::{ListenerCounters, TargetCounters};
+use crate::account::{ListenerCounters, TargetCounters, UserCounters};
 use crate::affinity::Affinity;
 use crate::health::{Trial, Watch};
 use crate::limits::Limits;
@@ -132,6 +133,8 @@ pub struct Listener {
     pub keepalive: Option<Keepalive>,
     /// Its counters, kept across snapshots.
     pub counters: Arc<ListenerCounters>,
+    /// Those of its users, by name; kept likewise.
+    pub user_counters: HashMap<Arc<str>, Arc<UserCounters>>,
 }
 
 impl Listener {
@@ -158,6 +161,7 @@ impl Listener {
             timeouts: Timeouts::default(),
             keepalive: None,
             counters,
+            user_counters: HashMap::new(),
         }
     }
 }

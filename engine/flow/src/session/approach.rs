@@ -33,6 +33,13 @@ impl Session {
             self.destination = Some(Box::new(request.destination.clone()));
             self.user = request.user.clone();
         }
+        if let Some(user) = &request.user {
+            self.account = self.listener().user_counters.get(user).cloned();
+            self.count_user(|cell| {
+                cell.active.add(1);
+                cell.sessions.add(1);
+            });
+        }
         if let Some(setup) = &mut self.setup {
             setup.request = Some(request);
         }

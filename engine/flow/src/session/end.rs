@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::approach;
 use super::setup::Answered;
 use super::{Command, Farewell, FirstByte, LINGER, MAX_LINGER_BYTES, RETIRED, Session, Stage};
-use crate::account::{TargetCell, TargetCounters, WayCell};
+use crate::account::{TargetCell, TargetCounters, UserCell, WayCell};
 use crate::close::CloseReason;
 use crate::dispatch::Path;
 use crate::health::Outcome;
@@ -77,6 +77,7 @@ impl Session {
         // Nothing more will be learned of its upstream.
         self.observe(Outcome::Abandoned);
         self.count(|cell| cell.active.sub(1));
+        self.count_user(|cell| cell.active.sub(1));
         let cell = self.listener().counters.cell(self.view.worker());
         cell.active.sub(1);
         cell.closed[closing.reason.index()].add(1);
@@ -138,16 +139,25 @@ impl Session {
         }
     }
 
+    /// Counts for the user that the client is, if it is one.
+    pub(super) fn count_user(&self, update: impl FnOnce(&UserCell)) {
+        if let Some(account) = &self.account {
+            update(account.cell(self.view.worker()));
+        }
+    }
+
     pub(super) fn count_bytes(&self, direction: Direction, bytes: u64) {
         let cell = self.listener().counters.cell(self.view.worker());
         match direction {
             Direction::Up => {
                 cell.bytes_up.add(bytes);
                 self.count(|cell| cell.bytes_up.add(bytes));
+                self.count_user(|cell| cell.bytes_up.add(bytes));
             }
             Direction::Down => {
                 cell.bytes_down.add(bytes);
                 self.count(|cell| cell.bytes_down.add(bytes));
+                self.count_user(|cell| cell.bytes_down.add(bytes));
             }
         }
     }

@@ -34,6 +34,7 @@ use self::attempt::{Attempt, Losses};
 use self::sealed::Ciphers;
 pub(crate) use self::setup::Spares;
 use self::setup::{Lookup, Setup};
+use crate::account::UserCounters;
 use crate::close::{CloseReason, ConnectError};
 use crate::dial::{AttemptId, UpstreamAddr};
 use crate::dispatch::Path;
@@ -136,6 +137,8 @@ pub struct Session {
     name: Option<HostName>,
     /// As whom the client authenticated, kept for the log alone.
     user: Option<Arc<str>>,
+    /// What is counted for that user, where somebody counts it.
+    account: Option<Arc<UserCounters>>,
     /// The rule that decided.
     rule: Option<RuleIndex>,
     /// The targets that the session has gone through, once an attempt has won.
@@ -222,6 +225,7 @@ impl Session {
             destination: None,
             name: None,
             user: None,
+            account: None,
             rule: None,
             path: Path::new(),
             upstream: None,
