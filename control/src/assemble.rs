@@ -169,11 +169,12 @@ fn user_counters(
 
 fn limits(listener: &model::Listener, known: &mut HashMap<Arc<str>, Arc<Sources>>) -> Option<Limits> {
     let (sessions, per_source) = listener.max_sessions;
-    if sessions.is_none() && per_source.is_none() {
-        return None;
-    }
-    let sources = Arc::clone(known.entry(Arc::clone(&listener.name)).or_default());
-    Some(Limits { sessions, per_source, sources })
+    let (new, new_per_source) = listener.max_new;
+    let (rates, source_rates) = listener.rates;
+    let sources = known.entry(Arc::clone(&listener.name)).or_default();
+    let sources = Arc::clone(sources);
+    let limits = Limits { sessions, per_source, new, new_per_source, rates, source_rates, sources };
+    (!limits.is_unlimited()).then_some(limits)
 }
 
 /// The server of a listener, as the one before where nothing of it has changed: that knows which salts have come.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use ringweir_flow::access::Access;
 use ringweir_flow::health::Terms;
 use ringweir_flow::outgoing::Outgoing;
+use ringweir_flow::pace::{Rate, Rates};
 use ringweir_flow::reach::Reach;
 use ringweir_flow::rules::list::{Format, List};
 use ringweir_flow::rules::{Action, Condition, Countries, Networks};
@@ -219,6 +220,10 @@ pub struct Listener {
     pub shadowsocks: Option<Arc<Server>>,
     /// Sessions at once, in all and of one source.
     pub max_sessions: (Option<u64>, Option<u32>),
+    /// New sessions a second, in all and of one source.
+    pub max_new: (Option<Rate>, Option<Rate>),
+    /// Bytes a second, in all and of one source.
+    pub rates: (Rates, Rates),
     /// The networks of the proxies in front that say who the client is, if there are to be such.
     pub trusted: Option<Arc<Networks>>,
     /// How long is waited for what clients say first, where that is looked at.

@@ -74,7 +74,7 @@ pub(crate) fn drive(live: &mut Live, id: SessionId, tools: &mut Tools) {
 
 /// Starts a receive from one side.
 pub(crate) fn receive(live: &mut Live, id: SessionId, side: Side, tools: &mut Tools) {
-    let is_sealed = live.session.is_sealed();
+    let (is_sealed, is_paced) = (live.session.is_sealed(), live.session.is_paced());
     let Some(stream) = live.stream(side) else { return };
     debug_assert_eq!(stream.receiving, Receiving::Idle);
     stream.receiving = Receiving::InFlight;
@@ -82,6 +82,7 @@ pub(crate) fn receive(live: &mut Live, id: SessionId, side: Side, tools: &mut To
     match stream.pace {
         Pace::Calm => tools.ring.receive_when_readable(token, stream.fd(), CALM_BYTES),
         Pace::Pressing => tools.ring.receive(token, stream.fd(), CALM_BYTES),
+        Pace::Streaming if is_paced => tools.ring.receive(token, stream.fd(), CALM_BYTES),
         Pace::Streaming if is_sealed => tools.ring.receive(token, stream.fd(), SEALED_STREAM_BYTES),
         Pace::Streaming => tools.ring.receive(token, stream.fd(), STREAM_BYTES),
     }

@@ -134,9 +134,9 @@ fn receive(live: &mut Live, direction: Direction, cx: &mut Context<'_>) -> Pass 
     let now = live.now;
     match received {
         Ok(bytes @ 1..) => {
-            let is_sealed = live.session.is_sealed();
+            let (is_sealed, is_paced) = (live.session.is_sealed(), live.session.is_paced());
             let lane = live.lane(direction);
-            lane.size = Size::after(bytes);
+            lane.size = if is_paced { Size::Small } else { Size::after(bytes) };
             if is_sealed {
                 translate(live, direction, buffer, bytes);
             } else {

@@ -298,6 +298,10 @@ impl Witness {
     pub(crate) fn check_waiting(&self, timeout: Option<Instant>, pending: usize, tools: &Tools) -> Verdicts {
         let now = tools.now;
         let Some(timeout) = timeout else { return Err("an open session without a timeout".to_owned()) };
+        if self.world.is_paced() {
+            // Who is kept silent waits for as long as others have run ahead.
+            return Ok(());
+        }
         let times = self.world.timeouts;
         let longest = times.handshake.max(times.connect).max(times.idle).max(times.half_close);
         let latest = now + longest.max(LINGER);
@@ -383,7 +387,7 @@ impl Witness {
                 (!is_complete || self.login == Login::Asked)
                     && ends.now >= self.accepted_at + self.world.timeouts.handshake
             }
-            CloseReason::TooManySessions => self.world.limits.is_some() && closing.client == Ending::Reset,
+            CloseReason::TooManySessions | CloseReason::TooManyNew => self.world.limits.is_some() && closing.client == Ending::Reset,
             CloseReason::ClientNotAllowed => !self.is_allowed && closing.client == Ending::Reset,
             CloseReason::ClientProtocol
             | CloseReason::ClientAuthentication
@@ -478,6 +482,7 @@ impl Witness {
             | CloseReason::OutOfResources
             | CloseReason::TooManySessions
             | CloseReason::TooManyLogins
+            | CloseReason::TooManyNew
             | CloseReason::Retired
             | CloseReason::Drained
             | CloseReason::Stopped => (false, [Ending::Plain, Ending::Plain]),

@@ -10,6 +10,7 @@ use ringweir_flow::account::{Counter, ListenerCounters, TargetCounters};
 use ringweir_flow::close::ConnectError;
 use ringweir_flow::dial::UpstreamAddr;
 use ringweir_flow::limits::Limits;
+use ringweir_flow::pace::{Rate, Rates};
 use ringweir_flow::reach::Reach;
 use ringweir_flow::resolve::{ResolveError, Resolved};
 use ringweir_flow::retire::Retirement;
@@ -84,17 +85,20 @@ impl World {
             kinds,
             listener_counters: Arc::new(ListenerCounters::new(1)),
             grain: [1, 40, 700, 20_000][rng.usize(..4)],
-            limits: (rng.u8(..16) == 0).then(|| Limits {
-                sessions: rng.bool().then(|| rng.u64(..=1)),
-                per_source: Some(rng.u32(1..=2)),
-                sources: Arc::default(),
-            }),
+            limits: (rng.u8(..16) == 0).then(|| limits(rng)),
             splicing: [1, 2, 100, 5_000]
                 .map(Splicing::From)
                 .into_iter()
                 .nth(rng.usize(..5))
                 .unwrap_or(Splicing::Off),
         }
+    }
+
+    /// Whether the bytes of sessions are bounded.
+    pub(crate) fn is_paced(&self) -> bool {
+        self.limits
+            .as_ref()
+            .is_some_and(|limits| !limits.rates.is_unlimited() || !limits.source_rates.is_unlimited())
     }
 
     /// A snapshot with health drawn anew; counters stay.
@@ -367,5 +371,21 @@ pub(crate) fn has_address(upstream: &Upstream, address: &UpstreamAddr) -> bool {
             Upstream::Tcp(_) | Upstream::Unix(_) | Upstream::Direct | Upstream::Reject | Upstream::Proxied(_),
             _,
         ) => false,
+    }
+}
+
+fn limits(rng: &mut fastrand::Rng) -> Limits {
+    let mut rate = |least: u64, most: u64| rng.bool().then(|| Rate::new(rng.u64(least..most))).flatten();
+    let (new, new_per_source) = (rate(1, 4), rate(1, 4));
+    let rates = Rates { up: rate(5_000, 50_000_000), down: rate(5_000, 50_000_000) };
+    let source_rates = Rates { up: rate(5_000, 50_000_000), down: rate(5_000, 50_000_000) };
+    Limits {
+        sessions: rng.bool().then(|| rng.u64(..=1)),
+        per_source: rng.bool().then(|| rng.u32(1..=2)),
+        new,
+        new_per_source,
+        rates,
+        source_rates,
+        sources: Arc::default(),
     }
 }

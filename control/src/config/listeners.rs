@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use ringweir_flow::access::Access;
+use ringweir_flow::pace::{Rate, Rates};
 use ringweir_flow::reach::Reach;
 use ringweir_flow::rules::Networks;
 use ringweir_flow::snapshot::{Protocol, TargetIndex, Timeouts};
@@ -36,6 +37,8 @@ pub(crate) struct RawListener<'a> {
     peek: Peek,
     allow_local: Arc<[IpNet]>,
     max_sessions: (Option<u64>, Option<u32>),
+    max_new: (Option<Rate>, Option<Rate>),
+    rates: (Rates, Rates),
     timeouts: Timeouts,
     socket: Listening,
 }
@@ -52,6 +55,9 @@ enum Peek {
 /// How long is waited for what clients say first unless configured otherwise: clients that let the server speak first
 /// wait that long.
 const DEFAULT_PEEK: Duration = Duration::from_secs(1);
+
+/// With less, one receive would keep a session waiting for a quarter of a minute.
+const SLOWEST_BYTES: u64 = 1024;
 
 /// The words for what a listener speaks.
 pub(crate) const PROTOCOLS: &[(&str, Protocol)] = &[
@@ -111,6 +117,11 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
         max_sessions: (
             table.get("max_sessions").and_then(|node| node.integer(1..=u32::MAX)).map(u64::from),
             table.get("max_sessions_per_source").and_then(|node| node.integer(1..=u32::MAX)),
+        ),
+        max_new: (events(&table, "max_new_per_second"), events(&table, "max_new_per_second_per_source")),
+        rates: (
+            Rates { up: bytes(&table, "rate_up"), down: bytes(&table, "rate_down") },
+            Rates { up: bytes(&table, "rate_up_per_source"), down: bytes(&table, "rate_down_per_source") },
         ),
         allow_local: table.get("allow_local").map(|node| networks(&node)).unwrap_or_default(),
         protocol: protocol.flatten().unwrap_or(Protocol::Tcp),
@@ -231,6 +242,37 @@ fn users(table: &Table<'_>, folder: &Path) -> Option<Arc<Users>> {
     }
 }
 
+/// So many in a second.
+fn events(table: &Table<'_>, key: &'static str) -> Option<Rate> {
+    table.get(key)?.integer(1..=u32::MAX).and_then(|count| Rate::new(u64::from(count)))
+}
+
+/// So many bytes in a second.
+fn bytes(table: &Table<'_>, key: &'static str) -> Option<Rate> {
+    table.get(key)?.parsed(parse_bytes).and_then(Rate::new)
+}
+
+/// A number of bytes, as `"500KiB"`, `"10MiB"`, `"1GiB"`, or of kB, MB, GB; at least [`SLOWEST_BYTES`].
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 7] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("kB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("B", 1),
+    ];
+    let named = UNITS.iter().find_map(|(name, bytes)| Some((text.strip_suffix(name)?, *bytes)));
+    let (number, unit) = named.ok_or("wants a number of bytes with its unit: \"10MiB\", \"500kB\"")?;
+    let number: u64 = number.trim().parse().map_err(|_| format!("{number:?} is no whole number"))?;
+    match number.checked_mul(unit) {
+        Some(bytes) if bytes >= SLOWEST_BYTES => Ok(bytes),
+        Some(_) => Err(format!("is too slow: {SLOWEST_BYTES} bytes a second are the least")),
+        None => Err("is more than can be counted".to_owned()),
+    }
+}
+
 /// Reports names and addresses that are given twice.
 fn report_twins(listeners: &[RawListener<'_>]) {
     let mut binds: Vec<(&BindAddress, &str)> = Vec::new();
@@ -277,6 +319,8 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph, need: RulesNeed) -> Listener {
         access: raw.access,
         shadowsocks: raw.shadowsocks,
         max_sessions: raw.max_sessions,
+        max_new: raw.max_new,
+        rates: raw.rates,
         trusted: raw.trusted,
         peek,
         reach,

@@ -53,6 +53,8 @@ pub enum CloseReason {
     TooManySessions,
     /// More passwords wait to be verified than may.
     TooManyLogins,
+    /// More sessions begin at the listener, or from the client's source, than may in a second.
+    TooManyNew,
     /// No descriptor or memory was left to serve the session.
     OutOfResources,
     /// The drain deadline passed while the session was still running.
@@ -80,7 +82,7 @@ pub enum Culprit {
 
 impl CloseReason {
     /// Every reason, in the order of [`CloseReason::index`].
-    pub const ALL: [CloseReason; 27] = [
+    pub const ALL: [CloseReason; 28] = [
         CloseReason::Finished,
         CloseReason::ClientLeft,
         CloseReason::ClientReset,
@@ -105,6 +107,7 @@ impl CloseReason {
         CloseReason::HalfCloseTimeout,
         CloseReason::TooManySessions,
         CloseReason::TooManyLogins,
+        CloseReason::TooManyNew,
         CloseReason::OutOfResources,
         CloseReason::Drained,
         CloseReason::Stopped,
@@ -142,6 +145,7 @@ impl CloseReason {
             CloseReason::HalfCloseTimeout => "half-close-timeout",
             CloseReason::TooManySessions => "too-many-sessions",
             CloseReason::TooManyLogins => "too-many-logins",
+            CloseReason::TooManyNew => "too-many-new",
             CloseReason::OutOfResources => "out-of-resources",
             CloseReason::Drained => "drained",
             CloseReason::Stopped => "stopped",
@@ -171,9 +175,10 @@ impl CloseReason {
             CloseReason::HandshakeTimeout | CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout => {
                 Culprit::Timeout
             }
-            CloseReason::TooManySessions | CloseReason::TooManyLogins | CloseReason::OutOfResources => {
-                Culprit::Limit
-            }
+            CloseReason::TooManySessions
+            | CloseReason::TooManyLogins
+            | CloseReason::TooManyNew
+            | CloseReason::OutOfResources => Culprit::Limit,
             CloseReason::RuleRejected
             | CloseReason::RuleDropped
             | CloseReason::Drained

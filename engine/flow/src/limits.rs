@@ -1,4 +1,4 @@
-//! How many sessions a listener has at once, in all and of each source.
+//! What a listener bears: sessions at once, new ones, and bytes, in all and of each source.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::pace::{Arrivals, Bound, Meter, Meters, Pacing, Rate, Rates};
 use crate::record::ClientAddr;
 use crate::time::Instant;
 
@@ -23,6 +24,14 @@ pub struct Limits {
     pub sessions: Option<u64>,
     /// Sessions at once of one source.
     pub per_source: Option<u32>,
+    /// New sessions a second, over all workers.
+    pub new: Option<Rate>,
+    /// New sessions a second of one source.
+    pub new_per_source: Option<Rate>,
+    /// Bytes a second of all sessions together.
+    pub rates: Rates,
+    /// Bytes a second of all sessions of one source together.
+    pub source_rates: Rates,
     /// Who has how many; of the listener's name, across snapshots.
     pub sources: Arc<Sources>,
 }
@@ -34,19 +43,54 @@ pub enum Full {
     Listener,
     /// Its source has.
     Source,
+    /// Too many sessions have begun within a second.
+    ListenerRate,
+    /// Too many of its source have.
+    SourceRate,
 }
 
 impl Limits {
+    /// No limits, for whoever is known as `sources`.
+    pub fn none(sources: Arc<Sources>) -> Limits {
+        Limits {
+            sessions: None,
+            per_source: None,
+            new: None,
+            new_per_source: None,
+            rates: Rates::default(),
+            source_rates: Rates::default(),
+            sources,
+        }
+    }
+
+    /// Whether there is anything to see to.
+    pub fn is_unlimited(&self) -> bool {
+        self.sessions.is_none()
+            && self.per_source.is_none()
+            && self.new.is_none()
+            && self.new_per_source.is_none()
+            && self.rates.is_unlimited()
+            && self.source_rates.is_unlimited()
+    }
+
     /// Lets a client in, where the listener has `active` sessions with it. [`Limits::leave`] is for its end, whatever
     /// is said here.
     ///
     /// # Errors
     /// [`Full`], when it is to be turned away.
-    pub fn enter(&self, client: &ClientAddr, active: u64) -> Result<(), Full> {
+    pub fn enter(&self, client: &ClientAddr, active: u64, now: Instant) -> Result<(), Full> {
         let of_source = match client {
-            ClientAddr::Ip(address) if self.per_source.is_some() => self.sources.enter(address.ip()),
+            ClientAddr::Ip(address) if self.counts_sources() => self.sources.enter(address.ip()),
             ClientAddr::Ip(_) | ClientAddr::Unix => 0,
         };
+        if let (ClientAddr::Ip(address), Some(rate)) = (client, self.new_per_source)
+            && !self.sources.arrivals.admits(source_of(address.ip()), rate, now)
+        {
+            return Err(Full::SourceRate);
+        }
+        if self.new.is_some_and(|rate| !self.sources.new.admits(rate, now)) {
+            return Err(Full::ListenerRate);
+        }
         if self.sessions.is_some_and(|most| active > most) {
             return Err(Full::Listener);
         }
@@ -58,9 +102,26 @@ impl Limits {
 
     /// A client that [`Limits::enter`] was asked about is gone.
     pub fn leave(&self, client: &ClientAddr) {
-        if let (ClientAddr::Ip(address), Some(_)) = (client, self.per_source) {
+        if let (ClientAddr::Ip(address), true) = (client, self.counts_sources()) {
             self.sources.leave(address.ip());
         }
+    }
+
+    /// What bounds the bytes of a session that was let in.
+    pub(crate) fn pacing(&self, client: &ClientAddr) -> Option<Box<Pacing>> {
+        let of_listener = Bound { rates: self.rates, meters: Arc::clone(&self.sources.meters) };
+        let of_source = match client {
+            ClientAddr::Ip(address) if !self.source_rates.is_unlimited() => {
+                let meters = self.sources.meters_of(address.ip());
+                meters.map(|meters| Bound { rates: self.source_rates, meters })
+            }
+            ClientAddr::Ip(_) | ClientAddr::Unix => None,
+        };
+        Pacing::new([of_listener].into_iter().chain(of_source))
+    }
+
+    fn counts_sources(&self) -> bool {
+        self.per_source.is_some() || !self.source_rates.is_unlimited()
     }
 
     /// Whether the log is to be told that clients are turned away: not more often than once a second.
@@ -80,8 +141,17 @@ impl Limits {
 pub struct Sources {
     /// Drawn at the start: clients cannot aim at each other's shard.
     hasher: RandomState,
-    shards: [Mutex<HashMap<IpAddr, u32>>; SHARDS],
+    shards: [Mutex<HashMap<IpAddr, Source>>; SHARDS],
+    new: Meter,
+    arrivals: Arrivals,
+    meters: Arc<Meters>,
     warn_again_at: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Source {
+    sessions: u32,
+    meters: Arc<Meters>,
 }
 
 impl Sources {
@@ -89,16 +159,22 @@ impl Sources {
     fn enter(&self, address: IpAddr) -> u32 {
         let source = source_of(address);
         let mut shard = self.shard(source);
-        let count = shard.entry(source).or_insert(0);
-        *count = count.saturating_add(1);
-        *count
+        let known = shard.entry(source).or_default();
+        known.sessions = known.sessions.saturating_add(1);
+        known.sessions
+    }
+
+    /// What the bytes of a source that has sessions are measured by.
+    fn meters_of(&self, address: IpAddr) -> Option<Arc<Meters>> {
+        let source = source_of(address);
+        self.shard(source).get(&source).map(|known| Arc::clone(&known.meters))
     }
 
     fn leave(&self, address: IpAddr) {
         let source = source_of(address);
         let mut shard = self.shard(source);
         match shard.get_mut(&source) {
-            Some(count) if *count > 1 => *count -= 1,
+            Some(known) if known.sessions > 1 => known.sessions -= 1,
             Some(_) | None => drop(shard.remove(&source)),
         }
     }
@@ -113,13 +189,13 @@ impl Sources {
         self.len() == 0
     }
 
-    fn shard(&self, source: IpAddr) -> MutexGuard<'_, HashMap<IpAddr, u32>> {
+    fn shard(&self, source: IpAddr) -> MutexGuard<'_, HashMap<IpAddr, Source>> {
         lock(&self.shards[self.hasher.hash_one(source) as usize % SHARDS])
     }
 }
 
 /// What a panic elsewhere has left is sound: each entry stands for itself.
-fn lock(shard: &Mutex<HashMap<IpAddr, u32>>) -> MutexGuard<'_, HashMap<IpAddr, u32>> {
+fn lock(shard: &Mutex<HashMap<IpAddr, Source>>) -> MutexGuard<'_, HashMap<IpAddr, Source>> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -138,7 +214,7 @@ mod tests {
     use super::*;
 
     fn limits(sessions: Option<u64>, per_source: Option<u32>) -> Limits {
-        Limits { sessions, per_source, sources: Arc::default() }
+        Limits { sessions, per_source, ..Limits::none(Arc::default()) }
     }
 
     fn client(address: &str) -> ClientAddr {
@@ -149,31 +225,31 @@ mod tests {
     fn a_source_has_its_share_and_gets_it_back() {
         let limits = limits(None, Some(2));
         let (ann, bob) = (client("192.0.2.1:1"), client("192.0.2.2:1"));
-        assert_eq!([1, 2].map(|active| limits.enter(&ann, active)), [Ok(()), Ok(())]);
-        assert_eq!(limits.enter(&ann, 3), Err(Full::Source));
-        assert_eq!(limits.enter(&bob, 4), Ok(()));
+        assert_eq!([1, 2].map(|active| limits.enter(&ann, active, Instant::ZERO)), [Ok(()), Ok(())]);
+        assert_eq!(limits.enter(&ann, 3, Instant::ZERO), Err(Full::Source));
+        assert_eq!(limits.enter(&bob, 4, Instant::ZERO), Ok(()));
         limits.leave(&ann);
-        assert_eq!(limits.enter(&ann, 4), Err(Full::Source), "two are there still");
+        assert_eq!(limits.enter(&ann, 4, Instant::ZERO), Err(Full::Source), "two are there still");
         (0..3).for_each(|_| limits.leave(&ann));
         limits.leave(&bob);
         assert!(limits.sources.is_empty(), "nobody is remembered without a session");
-        assert_eq!(limits.enter(&ClientAddr::Unix, 1), Ok(()));
+        assert_eq!(limits.enter(&ClientAddr::Unix, 1, Instant::ZERO), Ok(()));
     }
 
     #[test]
     fn a_network_of_ipv6_is_one_source_and_a_mapped_address_is_the_ipv4_one() {
         let limits = limits(None, Some(1));
-        assert_eq!(limits.enter(&client("[2001:db8::1]:1"), 1), Ok(()));
-        assert_eq!(limits.enter(&client("[2001:db8::ffff:2]:1"), 1), Err(Full::Source));
-        assert_eq!(limits.enter(&client("[2001:db8:0:1::1]:1"), 1), Ok(()));
-        assert_eq!(limits.enter(&client("192.0.2.1:1"), 1), Ok(()));
-        assert_eq!(limits.enter(&client("[::ffff:192.0.2.1]:1"), 1), Err(Full::Source));
+        assert_eq!(limits.enter(&client("[2001:db8::1]:1"), 1, Instant::ZERO), Ok(()));
+        assert_eq!(limits.enter(&client("[2001:db8::ffff:2]:1"), 1, Instant::ZERO), Err(Full::Source));
+        assert_eq!(limits.enter(&client("[2001:db8:0:1::1]:1"), 1, Instant::ZERO), Ok(()));
+        assert_eq!(limits.enter(&client("192.0.2.1:1"), 1, Instant::ZERO), Ok(()));
+        assert_eq!(limits.enter(&client("[::ffff:192.0.2.1]:1"), 1, Instant::ZERO), Err(Full::Source));
     }
 
     #[test]
     fn the_log_is_told_once_a_second() {
         let limits = limits(Some(1), None);
-        assert_eq!(limits.enter(&client("192.0.2.1:1"), 2), Err(Full::Listener));
+        assert_eq!(limits.enter(&client("192.0.2.1:1"), 2, Instant::ZERO), Err(Full::Listener));
         let at = |millis| Instant::ZERO + Duration::from_millis(millis);
         let told: Vec<bool> =
             [0, 1, 999, 1_000, 1_500].map(|millis| limits.is_worth_a_warning(at(millis))).into();

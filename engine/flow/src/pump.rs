@@ -6,71 +6,11 @@
 
 use std::time::Duration;
 
+pub use crate::side::{Direction, Side};
+
 use crate::close::CloseReason;
 use crate::time::Instant;
 use crate::way::{Chooser, Refusal, Splicing, Switch, Way};
-
-/// One end of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Side {
-    /// Who connected to the listener.
-    Client,
-    /// Who was dialled.
-    Upstream,
-}
-
-impl Side {
-    /// The other end.
-    pub const fn other(self) -> Side {
-        match self {
-            Side::Client => Side::Upstream,
-            Side::Upstream => Side::Client,
-        }
-    }
-}
-
-/// Which way bytes flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// From the client to the upstream.
-    Up,
-    /// From the upstream to the client.
-    Down,
-}
-
-impl Direction {
-    /// Both.
-    pub const BOTH: [Direction; 2] = [Direction::Up, Direction::Down];
-
-    /// The opposite one.
-    pub const fn other(self) -> Direction {
-        match self {
-            Direction::Up => Direction::Down,
-            Direction::Down => Direction::Up,
-        }
-    }
-
-    /// Where its bytes come from.
-    pub const fn source(self) -> Side {
-        match self {
-            Direction::Up => Side::Client,
-            Direction::Down => Side::Upstream,
-        }
-    }
-
-    /// Where its bytes go.
-    pub const fn sink(self) -> Side {
-        self.source().other()
-    }
-
-    /// The direction whose bytes come from `side`.
-    pub const fn from(side: Side) -> Direction {
-        match side {
-            Side::Client => Direction::Up,
-            Side::Upstream => Direction::Down,
-        }
-    }
-}
 
 /// What the driver is to start for a direction. Each step is handed out once and answered once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +61,15 @@ struct Pump {
     allowance: u64,
     /// Bytes that the sink took.
     delivered: u64,
+    turn: Turn,
+}
+
+/// Whether the next receive may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Now,
+    /// When the rate of its bytes allows it.
+    Later,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +94,7 @@ enum State {
 impl Pump {
     fn poll_step(&mut self) -> Option<Step> {
         match self.state {
+            State::Empty if self.turn == Turn::Later => None,
             State::Empty => {
                 self.state = State::Receiving;
                 Some(Step::Receive(self.chooser.way(self.allowance)))
@@ -254,7 +204,7 @@ impl Pumps {
         client_ended: bool,
     ) -> Pumps {
         let chooser = Chooser::new(splicing);
-        let pump = |state, allowance| Pump { state, chooser, allowance, delivered: 0 };
+        let pump = |state, allowance| Pump { state, chooser, allowance, delivered: 0, turn: Turn::Now };
         Pumps {
             up: pump(if client_ended { State::Ended } else { State::Empty }, up_allowance),
             down: pump(State::Empty, u64::MAX),
@@ -302,6 +252,22 @@ impl Pumps {
     ) {
         self.last_activity = now;
         self.pump_mut(direction).handle_translated(payload_bytes, bytes);
+    }
+
+    /// The next receive of a direction is to wait for [`Pumps::resume`].
+    pub fn pause(&mut self, direction: Direction) {
+        self.pump_mut(direction).turn = Turn::Later;
+    }
+
+    /// Whether the next receive of a direction is to wait.
+    pub fn is_paused(&self, direction: Direction) -> bool {
+        self.pump(direction).turn == Turn::Later
+    }
+
+    /// A direction need not wait any longer.
+    pub fn resume(&mut self, direction: Direction, now: Instant) {
+        self.last_activity = now;
+        self.pump_mut(direction).turn = Turn::Now;
     }
 
     /// How many more bytes of payload may be forwarded in a direction.
@@ -386,6 +352,10 @@ impl Pumps {
 
     /// The end of the session when its limit has passed; `None` when it came too early.
     pub fn handle_timeout(&self, now: Instant) -> Option<Closing> {
+        if Direction::BOTH.into_iter().any(|direction| self.is_paused(direction)) {
+            // It is we who keep them silent.
+            return None;
+        }
         let (limit, reason) = self.limit();
         (now >= self.last_activity + limit).then_some(Closing::plain(reason))
     }

@@ -88,10 +88,10 @@ impl Session {
         setup.commands.push_back(Command::Pump(connection));
         setup.stage = Stage::Pumping;
         let patience = Patience { idle: timeouts.idle, half_close: timeouts.half_close };
-        let splicing = match self.ciphers {
-            None => self.view.snapshot().splicing,
-            // What goes through a pipe cannot be translated.
-            Some(_) => Splicing::Off,
+        let splicing = match (&self.ciphers, &self.pacing) {
+            (None, None) => self.view.snapshot().splicing,
+            // What goes through a pipe cannot be translated; what is bounded goes by little pieces.
+            (Some(_), _) | (None, Some(_)) => Splicing::Off,
         };
         let mut pumps = Pumps::new(now, patience, splicing, allowance, setup.client_ended);
         pumps.count_early(Direction::Up, bytes);

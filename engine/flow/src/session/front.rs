@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::{Command, Diversion, Session, Stage};
 use crate::close::CloseReason;
 use crate::dial::AttemptId;
+use crate::limits::Full;
 use crate::pump::{Closing, Ending};
 use crate::record::ClientAddr;
 use crate::snapshot::{Listener, Protocol, TargetIndex};
@@ -79,18 +80,19 @@ impl Session {
         }
         if let Some(limits) = &listener.limits {
             self.is_limited = true;
-            if let Err(full) = limits.enter(&self.client, listener.counters.sum(|cell| &cell.active)) {
+            if let Err(full) = limits.enter(&self.client, listener.counters.sum(|cell| &cell.active), now) {
                 if limits.is_worth_a_warning(now) {
                     let name = &*listener.name;
                     tracing::warn!(listener = name, client = %self.client, ?full, "clients are turned away");
                 }
-                self.close(Closing {
-                    reason: CloseReason::TooManySessions,
-                    client: Ending::Reset,
-                    upstream: Ending::Plain,
-                });
+                let reason = match full {
+                    Full::Listener | Full::Source => CloseReason::TooManySessions,
+                    Full::ListenerRate | Full::SourceRate => CloseReason::TooManyNew,
+                };
+                self.close(Closing { reason, client: Ending::Reset, upstream: Ending::Plain });
                 return;
             }
+            self.pacing = limits.pacing(&self.client);
         }
         let Some(setup) = &mut self.setup else { return };
         match Handshake::new(listener.protocol) {

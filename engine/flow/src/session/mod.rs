@@ -39,6 +39,7 @@ use crate::close::{CloseReason, ConnectError};
 use crate::dial::{AttemptId, UpstreamAddr};
 use crate::dispatch::Path;
 use crate::outgoing::{Origin, Outgoing};
+use crate::pace::Pacing;
 use crate::pump::{Closing, Direction, Ending, Pumps, Side};
 use crate::record::{ClientAddr, LostAttempt, Record};
 use crate::resolve::Resolved;
@@ -153,6 +154,8 @@ pub struct Session {
     pumps: Option<Pumps>,
     /// What is sealed, where anything is.
     ciphers: Option<Box<Ciphers>>,
+    /// What bounds its bytes, if anything does.
+    pacing: Option<Box<Pacing>>,
     first_byte: FirstByte,
     /// Whether the limits of its listener know of it.
     is_limited: bool,
@@ -234,6 +237,7 @@ impl Session {
             setup: Some(setup),
             pumps: None,
             ciphers: None,
+            pacing: None,
             first_byte: FirstByte::Awaited,
             is_limited: false,
             retiring: None,
@@ -408,6 +412,7 @@ impl Session {
     /// The moment of [`Session::poll_timeout`] has come. Harmless when it has not.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.retire(now);
+        self.resume(now);
         if let Some(pumps) = &self.pumps {
             if let Some(closing) = pumps.handle_timeout(now) {
                 self.close(closing);
@@ -473,7 +478,9 @@ impl Session {
     /// When [`Session::handle_timeout`] is due, if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if let Some(pumps) = &self.pumps {
-            let timeout = pumps.poll_timeout();
+            let wait = self.pacing.as_ref().and_then(|pacing| pacing.poll_timeout());
+            // Whoever is kept silent has no other time to keep.
+            let timeout = wait.unwrap_or_else(|| pumps.poll_timeout());
             return Some(self.retiring.as_ref().map_or(timeout, |retiring| retiring.at.min(timeout)));
         }
         let setup = self.setup.as_ref()?;

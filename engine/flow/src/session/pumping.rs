@@ -38,6 +38,37 @@ impl Session {
                 self.count_way(direction, if is_piped { bytes as u64 } else { 0 }, switch);
             }
         }
+        if self.pacing.is_some() {
+            self.charge(direction, bytes as u64, now);
+        }
+    }
+
+    /// Whether its bytes are bounded: whoever receives takes little at a time then.
+    pub fn is_paced(&self) -> bool {
+        self.pacing.is_some()
+    }
+
+    /// Whether nothing is received in a direction until its rate allows it, at [`Session::poll_timeout`].
+    pub fn is_paused(&self, direction: Direction) -> bool {
+        self.pumps.as_ref().is_some_and(|pumps| pumps.is_paused(direction))
+    }
+
+    /// Counts bytes against their rates; the direction waits when that is too much.
+    pub(super) fn charge(&mut self, direction: Direction, bytes: u64, now: Instant) {
+        if let (Some(pacing), Some(pumps)) = (&mut self.pacing, &mut self.pumps)
+            && pacing.charge(direction, bytes, now)
+        {
+            pumps.pause(direction);
+        }
+    }
+
+    /// Goes on in the directions that have waited long enough.
+    pub(super) fn resume(&mut self, now: Instant) {
+        if let (Some(pacing), Some(pumps)) = (&mut self.pacing, &mut self.pumps) {
+            for direction in pacing.resume(now) {
+                pumps.resume(direction, now);
+            }
+        }
     }
 
     /// No pipe is to be had for the receive that [`Step::Receive`] asked for: it was not begun, the next step is

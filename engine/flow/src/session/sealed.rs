@@ -298,10 +298,14 @@ impl Session {
         let (Some(ciphers), Some(pumps)) = (&mut self.ciphers, &mut self.pumps) else { return };
         let mut plain = self.view.spares().take_plain();
         let allowance = pumps.allowance(direction);
+        let bytes: usize = pieces.clone().map(<[u8]>::len).sum();
         let translated = ciphers.translate(direction, pieces, allowance, &mut plain, out);
         self.view.spares().give_back_plain(plain);
         match translated {
-            Ok(payload_bytes) => pumps.handle_translated(direction, payload_bytes, out.len(), now),
+            Ok(payload_bytes) => {
+                pumps.handle_translated(direction, payload_bytes, out.len(), now);
+                self.charge(direction, bytes as u64, now);
+            }
             Err(Forged) => {
                 out.clear();
                 self.close(forged(direction.source()));
