@@ -19,6 +19,7 @@ use ringweir_flow::wire::shadowsocks::Server;
 use crate::bind::OpenBind;
 use crate::health::Care;
 use crate::model::{self, Config, Endpoint};
+use crate::plugins::Plugins;
 use crate::rules::RuleBook;
 use crate::state::Selections;
 
@@ -51,6 +52,8 @@ pub(crate) struct Knowledge {
     user_counters: HashMap<Arc<str>, HashMap<Arc<str>, Arc<UserCounters>>>,
     /// What is decided before sessions are dispatched.
     pub(crate) rules: RuleBook,
+    /// The programs that sessions go through besides.
+    pub(crate) plugins: Plugins,
 }
 
 impl Knowledge {
@@ -234,7 +237,10 @@ fn kind(config: &Config, target: &model::Target, knowledge: &mut Knowledge) -> T
         model::TargetKind::Upstream(upstream) => {
             let first = upstream.via.first().map(|via| (&via.name, &via.endpoint));
             let (name, endpoint) = first.unwrap_or((&target.name, &upstream.endpoint));
-            let reached = reached(name, endpoint, knowledge);
+            let reached = match &upstream.plugin {
+                Some(plugin) => Upstream::Tcp(knowledge.plugins.local(&plugin.owner).as_slice().into()),
+                None => reached(name, endpoint, knowledge),
+            };
             TargetKind::Upstream(over_proxies(reached, upstream.hops().into()))
         }
     }
@@ -295,6 +301,7 @@ fn health(config: &Config, knowledge: &Knowledge, index: TargetIndex) -> Health 
         return Health::Draining;
     }
     match &target.kind {
+        model::TargetKind::Upstream(upstream) if knowledge.plugins.is_down(upstream) => Health::Down,
         model::TargetKind::Upstream(_) => {
             let found = knowledge.health.get(&target.name).copied().unwrap_or(Health::Unknown);
             knowledge.care.health(&target.name, found)

@@ -161,6 +161,14 @@ Examples:
   ringweir share tokyo                                        the upstream of that name
   ringweir share tunnel --host vpn.example --user ann         the listener of that name, for ann")]
     Share(ShareArguments),
+    /// Become a plugin that ends with the daemon that has started it
+    #[command(hide = true)]
+    PluginExec {
+        /// The process id of that daemon
+        parent: i32,
+        /// What to become
+        program: String,
+    },
     /// Print a completion script for a shell
     Completions {
         /// Which shell

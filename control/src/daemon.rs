@@ -2,6 +2,8 @@
 //! happens reaches it as an [`Event`], and every change leaves it as a snapshot.
 
 mod health;
+mod programs;
+mod restart;
 mod rules;
 
 use std::collections::HashMap;
@@ -18,6 +20,7 @@ use ringweir_flow::verify::Verifier;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use self::programs::await_plugins;
 use crate::admin::{self, Scope};
 use crate::assemble::{Knowledge, assemble};
 use crate::bind::{self, OpenBind, Opened};
@@ -32,6 +35,7 @@ use crate::histogram::{Keeper, Source};
 use crate::metrics::Reloads;
 use crate::model::{Config, Endpoint, EngineKind, TargetKind};
 use crate::passwords::{self, pool::Pool};
+use crate::plugins::{self, News, Plugins};
 use crate::resolve::{self, Located, NamePort, Names, Watch};
 use crate::rules::files::{Change, Watcher};
 use crate::signals::{self, ServiceState};
@@ -169,7 +173,12 @@ pub(crate) async fn serve(
     let (changes, mut changed) = mpsc::channel(EVENTS);
     open_admin(&config, &settings, &events).await?;
     let (care, mut noticed) = Care::new();
-    let mut daemon = Daemon::start(config, settings, care, (findings, locations, changes), start).await?;
+    let (plugins, mut plugin_news) = Plugins::new();
+    let mut known = Knowledge::default();
+    (known.care, known.plugins) = (care, plugins);
+    let mut daemon =
+        Daemon::start(config, settings, (known, &mut plugin_news), (findings, locations, changes), start)
+            .await?;
     signals::listen(events).map_err(|error| format!("signals cannot be handled: {error}"))?;
     signals::notify(ServiceState::Ready);
     tracing::info!(target: crate::logging::ANNOUNCEMENTS, "ready");
@@ -189,6 +198,7 @@ pub(crate) async fn serve(
                 daemon.handle_care_due();
             }
             Some(change) = changed.recv() => daemon.handle_change(change),
+            Some(news) = plugin_news.recv() => daemon.handle_plugin(news),
             Some(location) = located.recv() => daemon.handle_located(location),
             () = sleep_until(histograms_at.unwrap_or_else(Instant::now)), if histograms_at.is_some() => {
                 daemon.histograms.handle_due(&daemon.snapshot);
@@ -200,7 +210,9 @@ pub(crate) async fn serve(
             _ = drain_look.tick(), if daemon.phase != Phase::Serving => {}
         }
         if daemon.is_done() {
+            let plugins = std::mem::take(&mut daemon.knowledge.plugins);
             daemon.stop();
+            plugins.end().await;
             return Ok(());
         }
     }
@@ -277,21 +289,22 @@ impl Daemon {
     async fn start(
         config: Config,
         settings: Settings,
-        care: Care,
+        (mut knowledge, plugin_news): (Knowledge, &mut mpsc::UnboundedReceiver<News>),
         (findings, locations, changes): (mpsc::Sender<Finding>, mpsc::Sender<Located>, mpsc::Sender<Change>),
         start: impl FnOnce(StartRequest) -> Result<Started, String>,
     ) -> Result<Daemon, String> {
         let workers = config.engine.workers.count();
         let histograms = Keeper::new(config.histograms.clone());
         let names = Arc::new(Names::new(&config.resolver)?);
-        let mut knowledge = Knowledge::default();
         knowledge.selected = config.state.as_deref().map(state::load).unwrap_or_default();
-        knowledge.care = care;
         knowledge.rules.configure(&config, workers);
         knowledge.care.reconfigure(&config);
         bind::try_upstreams(&config)?;
+        plugins::try_out(&config)?;
         let (binds, opened, next_bind) = bind::open_at_start(&config, workers).await?;
         resolve::locate(&config, &names, &mut knowledge).await;
+        knowledge.plugins.configure(&config, &binds);
+        await_plugins(&mut knowledge, plugin_news).await;
         let snapshot = Arc::new(assemble(&config, &mut knowledge, &binds, workers, 1, config.log.sessions));
         let started = start(StartRequest {
             kind: config.engine.kind,
@@ -457,6 +470,7 @@ impl Daemon {
         self.settings.overrides.apply(&mut config);
         passwords::keep_known(&mut config, &self.config);
         bind::try_upstreams(&config).map_err(|error| format!("{error}\n"))?;
+        plugins::try_out(&config).map_err(|error| format!("{error}\n"))?;
         let (binds, opened, next_bind) = bind::open_all(&config, &self.binds, self.workers, self.next_bind)
             .map_err(|error| format!("{error}\n"))?;
         self.forget_addresses(&config);
@@ -470,6 +484,7 @@ impl Daemon {
         self.knowledge.retain(&self.config);
         self.knowledge.rules.configure(&self.config, self.workers);
         self.knowledge.care.reconfigure(&self.config);
+        self.knowledge.plugins.configure(&self.config, &self.binds);
         self.watch_targets();
         self.watch_files();
         self.publish(opened);
@@ -505,37 +520,6 @@ impl Daemon {
         self.knowledge.addresses.retain(|name, _| endpoint(old, name) == endpoint(new, name));
     }
 
-    /// What of a new configuration cannot be changed while sessions run.
-    fn needs_restart(&self, new: &Config) -> Vec<&'static str> {
-        let old = &self.config;
-        let mut later = Vec::new();
-        if new.engine.kind != old.engine.kind {
-            later.push("engine.kind");
-        }
-        if new.engine.workers.count() != self.workers {
-            later.push("engine.workers");
-        }
-        if new.engine.pipes != old.engine.pipes {
-            later.push("engine.pipes");
-        }
-        if new.engine.busy_poll != old.engine.busy_poll {
-            later.push("engine.busy_poll");
-        }
-        if new.admin.listen != old.admin.listen
-            || new.admin.metrics != old.admin.metrics
-            || new.admin.token != old.admin.token
-        {
-            later.push("[admin]");
-        }
-        if (new.log.level, new.log.format) != (old.log.level, old.log.format) {
-            later.push("log.level and log.format");
-        }
-        if new.resolver != old.resolver {
-            later.push("[resolver]");
-        }
-        later
-    }
-
     /// Starts checks and lookups that are new, and ends those that are gone or asked for otherwise.
     fn watch_targets(&mut self) {
         let mut checks = std::mem::take(&mut self.checks);
@@ -544,12 +528,12 @@ impl Daemon {
             let TargetKind::Upstream(upstream) = &target.kind else { continue };
             let name = || Arc::clone(&target.name);
             let check = upstream.check.as_ref().filter(|_| !self.knowledge.is_disabled(target));
-            if let Some(check) = check {
-                let running = checks.remove(&target.name).filter(|running| running.is_same(upstream));
+            if let (Some(check), Some(upstream)) = (check, self.knowledge.plugins.dialled(upstream)) {
+                let running = checks.remove(&target.name).filter(|running| running.is_same(&upstream));
                 let running = running.unwrap_or_else(|| {
                     self.knowledge.health.remove(&target.name);
                     let (names, probes) = (Arc::clone(&self.names), Arc::clone(&self.probes));
-                    let (upstream, check) = (upstream.clone(), Arc::clone(check));
+                    let check = Arc::clone(check);
                     check::start(name(), check, upstream, names, probes, self.findings.clone())
                 });
                 self.checks.insert(name(), running);
@@ -559,6 +543,7 @@ impl Daemon {
             // What a proxy leads to is the proxy's to find.
             if let Endpoint::Name(host, port) = &upstream.endpoint
                 && upstream.via.is_empty()
+                && upstream.plugin.is_none()
             {
                 let watch = watches.remove(&target.name).filter(|watch| watch.is_same(host, *port));
                 let watch = watch.unwrap_or_else(|| {

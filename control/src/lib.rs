@@ -25,6 +25,7 @@ mod metrics;
 pub mod model;
 mod passwords;
 mod paths;
+mod plugins;
 mod resolve;
 mod rules;
 mod shadowsocks;
@@ -135,6 +136,10 @@ fn carry_out(cli: Cli, start: impl FnOnce(StartRequest) -> Result<Started, Strin
         Command::Undrain { target, admin } => say(Word::Undrain, &target, &admin)?,
         Command::Disable { target, admin } => say(Word::Disable, &target, &admin)?,
         Command::Enable { target, admin } => say(Word::Enable, &target, &admin)?,
+        Command::PluginExec { parent, program } => {
+            let message = plugins::exec::run(parent, &program);
+            return Err(Refusal { message, code: plugins::exec::NOT_RUN });
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ringweir", &mut script);

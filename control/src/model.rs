@@ -234,6 +234,19 @@ pub struct Listener {
     pub timeouts: Timeouts,
     /// What is special about its sockets.
     pub socket: Listening,
+    /// The plugin in front of it, and where that listens; its own address is one of this machine then.
+    pub plugin: Option<(Plugin, SocketAddr)>,
+}
+
+/// A program that Shadowsocks goes through besides (SIP003).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plugin {
+    /// The upstream or listener that names it.
+    pub owner: Arc<str>,
+    /// What is run, without a shell.
+    pub program: String,
+    /// What it is told.
+    pub options: Option<String>,
 }
 
 /// A rule.
@@ -381,12 +394,23 @@ pub struct Upstream {
     pub outgoing: Option<Arc<Outgoing>>,
     /// Whether, and how, its endpoint is told whose each connection is.
     pub send_proxy: Option<Version>,
+    /// The plugin that the connection goes to in place of where it leads, be it of the first proxy on the way.
+    pub plugin: Option<Plugin>,
 }
 
 impl Upstream {
     /// A plain way there.
     pub fn to(endpoint: Endpoint) -> Upstream {
-        Upstream { endpoint, proxy: None, via: Vec::new(), check: None, outgoing: None, send_proxy: None }
+        let (proxy, check, outgoing, send_proxy, plugin) = (None, None, None, None, None);
+        Upstream { endpoint, proxy, via: Vec::new(), check, outgoing, send_proxy, plugin }
+    }
+
+    /// The same way, with its first connection to another address.
+    pub(crate) fn dialled_at(&self, address: SocketAddr) -> Upstream {
+        let mut upstream = self.clone();
+        let first = upstream.via.first_mut().map_or(&mut upstream.endpoint, |via| &mut via.endpoint);
+        *first = Endpoint::Address(address);
+        upstream
     }
 
     /// Whether a client must have said where it wants to go.

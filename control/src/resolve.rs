@@ -194,7 +194,7 @@ pub(crate) async fn locate(config: &Config, names: &Arc<Names>, knowledge: &mut 
     for target in &config.targets {
         let TargetKind::Upstream(upstream) = &target.kind else { continue };
         let Endpoint::Name(host, port) = &upstream.endpoint else { continue };
-        if !upstream.via.is_empty() {
+        if !upstream.via.is_empty() || upstream.plugin.is_some() {
             continue;
         }
         let (names, host, port) = (Arc::clone(names), host.clone(), *port);

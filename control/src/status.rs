@@ -1,5 +1,7 @@
 //! What `ringweir status` shows: plain data, as JSON for machines and as tables for people.
 
+mod pipes;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -7,10 +9,11 @@ use std::net::SocketAddr;
 use ringweir_flow::account::{ListenerCell, ListenerCounters, TargetCell};
 use ringweir_flow::close::{CloseReason, ConnectError};
 use ringweir_flow::snapshot::{FirstHop, Policy, Protocol, Snapshot, TargetKind, Towards, Upstream};
-use ringweir_flow::way::Refusal;
 use serde::{Deserialize, Serialize};
 
+use self::pipes::PipeStatus;
 use crate::check::StageTime;
+use crate::plugins::PluginStatus;
 use crate::rules::RuleStatus;
 use crate::users::{self, UserStatus};
 
@@ -40,6 +43,9 @@ pub(crate) struct Status {
     /// The rules, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) rules: Vec<RuleStatus>,
+    /// The programs that Shadowsocks goes through besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) plugins: Vec<PluginStatus>,
     /// Upstreams and groups, as configured.
     pub(crate) targets: Vec<TargetStatus>,
     /// What each worker serves, over the listeners of the snapshot.
@@ -83,21 +89,6 @@ pub(crate) struct ListenerStatus {
     /// Its users, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) users: BTreeMap<String, UserStatus>,
-}
-
-/// What a listener's sessions had of pipes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct PipeStatus {
-    /// Directions of sessions that began to stream through a pipe.
-    pub(crate) to_pipe: u64,
-    /// Directions that went back to buffers because they calmed down.
-    pub(crate) to_buffer: u64,
-    /// Receives that were copied because no pipe was to be had, by reason; reasons that never occurred are left out.
-    pub(crate) refused: BTreeMap<String, u64>,
-    /// Bytes from clients that were spliced.
-    pub(crate) bytes_up: u64,
-    /// Bytes to clients that were spliced.
-    pub(crate) bytes_down: u64,
 }
 
 /// An upstream or group.
@@ -262,7 +253,7 @@ pub(crate) fn listeners(snapshot: &Snapshot) -> Vec<ListenerStatus> {
                     .collect(),
                 bytes_up: sum(counters, |cell| &cell.bytes_up),
                 bytes_down: sum(counters, |cell| &cell.bytes_down),
-                pipes: pipes(counters),
+                pipes: PipeStatus::of(counters),
                 users: users::of(listener),
             }
         })
@@ -280,23 +271,6 @@ pub(crate) fn per_worker(snapshot: &Snapshot, workers: usize) -> Vec<WorkerStatu
         }
     }
     all
-}
-
-fn pipes(counters: &ListenerCounters) -> PipeStatus {
-    PipeStatus {
-        to_pipe: counters.sum(|cell| &cell.ways.to_pipe),
-        to_buffer: counters.sum(|cell| &cell.ways.to_buffer),
-        refused: Refusal::ALL
-            .iter()
-            .map(|refusal| {
-                let count = counters.sum(|cell| &cell.ways.refused[refusal.index()]);
-                (refusal.as_str().to_owned(), count)
-            })
-            .filter(|(_, count)| *count > 0)
-            .collect(),
-        bytes_up: counters.sum(|cell| &cell.ways.piped_up),
-        bytes_down: counters.sum(|cell| &cell.ways.piped_down),
-    }
 }
 
 /// The targets of a snapshot with the sums of their counters.
@@ -462,6 +436,7 @@ impl Status {
         align(&rows, &mut text);
         RuleStatus::to_table(&self.rules, &mut text);
         users::to_table(&self.listeners, &mut text);
+        PluginStatus::to_table(&self.plugins, &mut text);
         if self.per_worker.len() > 1 {
             text.push('\n');
             let mut rows = vec![header(["WORKER", "ACTIVE", "ACCEPTED", "BYTES"])];
@@ -470,18 +445,6 @@ impl Status {
                 figures.into_iter().chain([bytes(worker.bytes)]).collect()
             }));
             align(&rows, &mut text);
-        }
-        text
-    }
-}
-
-impl PipeStatus {
-    /// The share that was spliced, and what was refused.
-    fn summary(&self, of_bytes: u64) -> String {
-        let spliced = (self.bytes_up + self.bytes_down) as f64 / of_bytes.max(1) as f64;
-        let mut text = format!("{:.0}%", spliced.min(1.0) * 100.0);
-        for (reason, count) in &self.refused {
-            let _ = write!(text, ", {count} refused ({reason})");
         }
         text
     }

@@ -25,6 +25,7 @@ mod names;
 mod outage;
 mod passive;
 mod peek;
+mod plugins;
 mod policies;
 mod proxies;
 mod proxy_protocol;

@@ -102,6 +102,7 @@ pub(crate) fn build(
                 endpoint,
                 proxy: None,
                 via: Vec::new(),
+                plugin: None,
                 check: None,
                 outgoing: None,
                 send_proxy: None,
@@ -280,6 +281,12 @@ fn finish(
             send_proxy: target.send_proxy,
             // Of the connection that is made, whomever it is to.
             outgoing: via.first().map_or(&target.outgoing, |(_, outgoing)| outgoing).clone(),
+            plugin: match via.first() {
+                None => target.plugin.clone(),
+                Some((via, _)) => {
+                    declared.iter().find(|next| *next.name == *via.name).and_then(|next| next.plugin.clone())
+                }
+            },
             via: via.into_iter().map(|(via, _)| via).collect(),
         }),
         DeclaredKind::Group(group) => TargetKind::Group(finish_group(group, edges, declared)),

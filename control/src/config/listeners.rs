@@ -1,5 +1,6 @@
 //! The listeners: what each says for itself, and then what it means together with the targets.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use super::reader::{Node, Table};
 use super::rules::RulesNeed;
 use super::targets::is_name;
 use super::{schema, sealed, secrets, sections, sockets};
-use crate::model::{BindAddress, Listener};
+use crate::model::{BindAddress, Listener, Plugin};
 
 /// A listener before its target is known.
 #[derive(Debug)]
@@ -34,6 +35,7 @@ pub(crate) struct RawListener<'a> {
     access: Option<Arc<Access>>,
     trusted: Option<Arc<Networks>>,
     shadowsocks: Option<Arc<Server>>,
+    plugin: Option<(Plugin, SocketAddr)>,
     peek: Peek,
     allow_local: Arc<[IpNet]>,
     max_sessions: (Option<u64>, Option<u32>),
@@ -132,6 +134,10 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
         access: access(&table),
         trusted: trusted(&table, &binds),
         peek: peek(&table, protocol.flatten().unwrap_or(Protocol::Tcp)),
+        plugin: match protocol.flatten() == Some(Protocol::Shadowsocks) {
+            true => sealed::plugin_of_listener(&table, name, &binds, folder),
+            false => None,
+        },
         table,
         name,
         binds,
@@ -312,7 +318,12 @@ fn judge_one(raw: RawListener<'_>, graph: &Graph, need: RulesNeed) -> Listener {
     };
     Listener {
         name: raw.name.into(),
-        binds: raw.binds.into_iter().map(|(bind, _)| bind).collect(),
+        binds: match &raw.plugin {
+            // Whoever connects there is the plugin.
+            Some(_) => vec![BindAddress::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))],
+            None => raw.binds.into_iter().map(|(bind, _)| bind).collect(),
+        },
+        plugin: raw.plugin,
         protocol: raw.protocol,
         target: target.unwrap_or(TargetIndex(0)),
         users: raw.users,

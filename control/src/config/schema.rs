@@ -56,6 +56,8 @@ pub(crate) const LISTENER: &[&str] = &[
     "method",
     "password",
     "password_file",
+    "plugin",
+    "plugin_opts",
 ];
 pub(crate) const PEEK: &[&str] = &["timeout"];
 pub(crate) const HASH_KEY: &[&str] = &["cookie", "query"];
@@ -100,6 +102,8 @@ pub(crate) const UPSTREAM: &[&str] = &[
     "method",
     "password",
     "password_file",
+    "plugin",
+    "plugin_opts",
     "via",
     "send_proxy",
 ];

@@ -22,7 +22,7 @@ use super::diagnostic::did_you_mean;
 use super::health::{self, DeclaredHealth};
 use super::reader::{Node, Table};
 use super::{schema, sealed, secrets, sockets};
-use crate::model::{Check, CheckKind, Endpoint};
+use crate::model::{Check, CheckKind, Endpoint, Plugin};
 
 /// The longest name: names stand in every log line and metric.
 const MAX_NAME_BYTES: usize = 128;
@@ -61,6 +61,7 @@ pub(crate) struct Declared<'a> {
     pub(crate) outgoing: Option<Arc<Outgoing>>,
     pub(crate) send_proxy: Option<Version>,
     pub(crate) proxy: Option<Proxy>,
+    pub(crate) plugin: Option<Plugin>,
     /// The upstream whose connections it goes through.
     pub(crate) via: Option<Node<'a>>,
     pub(crate) health: DeclaredHealth,
@@ -166,11 +167,14 @@ fn upstream<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>, folder: &Pat
     let outgoing = endpoint.as_ref().and_then(|endpoint| sockets::outgoing(&table, endpoint));
     let send_proxy = send_proxy(&table, endpoint.as_ref());
     let proxy = proxy(&table, kind.flatten(), folder);
+    let is_sealed = kind == Some(Some(Kind::Shadowsocks));
+    let plugin =
+        is_sealed.then(|| sealed::plugin_of_upstream(&table, name, endpoint.as_ref(), folder)).flatten();
     let via = via(&table, endpoint.as_ref());
     let health = health::of_upstream(&table, endpoint.as_ref());
     let kind = DeclaredKind::Upstream(endpoint.unwrap_or(Endpoint::Reject));
     let (weight, outgoing) = (weight(&table), outgoing.map(Arc::new));
-    Some(Declared { name, weight, check, outgoing, send_proxy, proxy, via, health, kind, node })
+    Some(Declared { name, weight, check, outgoing, send_proxy, proxy, plugin, via, health, kind, node })
 }
 
 /// Whether the endpoint is told whose each connection is.
@@ -193,6 +197,8 @@ fn proxy(table: &Table<'_>, kind: Option<Kind>, folder: &Path) -> Option<Proxy> 
     for (key, has_meaning, kinds) in [
         ("user", is_plain, "\"socks5\" and \"http\""),
         ("method", is_sealed, "\"shadowsocks\""),
+        ("plugin", is_sealed, "\"shadowsocks\""),
+        ("plugin_opts", is_sealed, "\"shadowsocks\""),
         ("password", has_password, "\"socks5\", \"http\" and \"shadowsocks\""),
         ("password_file", has_password, "\"socks5\", \"http\" and \"shadowsocks\""),
     ] {
@@ -317,6 +323,7 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
         outgoing: None,
         send_proxy: None,
         proxy: None,
+        plugin: None,
         via: None,
         health,
         kind,

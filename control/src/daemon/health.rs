@@ -73,7 +73,9 @@ impl Daemon {
             snapshot = self.assemble(generation);
         }
         let (probes, words) = (&self.last_probes, &self.knowledge.disabled);
+        let (plugins, config) = (&self.knowledge.plugins, &self.config);
         let why = |name: &str, health: Health| match health {
+            Health::Down if plugins.why(config, name).is_some() => plugins.why(config, name),
             Health::Down => probes.get(name).and_then(|probed| probed.finding.error.clone()),
             Health::Disabled if !words.contains_key(name) => Some(CONFIGURED.to_owned()),
             Health::Draining | Health::Disabled => Some("the operator's word".to_owned()),
@@ -105,7 +107,12 @@ impl Daemon {
             let (names, probes) = (Arc::clone(&self.names), Arc::clone(&self.probes));
             match target.map(|target| &target.kind) {
                 Some(TargetKind::Upstream(upstream)) => {
-                    let mut prober = Prober::once(Arc::clone(&spare), upstream.clone(), names);
+                    let Some(upstream) = self.knowledge.plugins.dialled(upstream) else {
+                        let error = Some("its plugin does not listen".to_owned());
+                        let _ = notices.send(Notice::Probed { group, spare, error });
+                        continue;
+                    };
+                    let mut prober = Prober::once(Arc::clone(&spare), upstream, names);
                     tokio::spawn(async move {
                         // The semaphore is never closed.
                         let _permit = probes.acquire().await;
@@ -165,7 +172,13 @@ impl Daemon {
     pub(super) fn probe(&self, name: &str, reply: oneshot::Sender<Result<String, String>>) {
         let target = self.config.targets.iter().find(|target| *target.name == *name);
         let upstream = match target.map(|target| &target.kind) {
-            Some(TargetKind::Upstream(upstream)) => upstream.clone(),
+            Some(TargetKind::Upstream(upstream)) => match self.knowledge.plugins.dialled(upstream) {
+                Some(upstream) => upstream,
+                None => {
+                    let _ = reply.send(Err(format!("{name}: its plugin does not listen\n")));
+                    return;
+                }
+            },
             Some(TargetKind::Group(_)) => {
                 let _ = reply.send(Err(format!("{name} is a group: its members can be probed\n")));
                 return;
@@ -264,6 +277,7 @@ impl Daemon {
             generation: self.snapshot.generation,
             listeners: status::listeners(&self.snapshot),
             rules: rules::statuses(&self.snapshot),
+            plugins: self.knowledge.plugins.statuses(),
             targets,
         };
         Observation { status, reloads: self.reloads, snapshot: Arc::clone(&self.snapshot) }

@@ -40,6 +40,10 @@ pub(crate) enum Incident {
     Replaced,
     /// The group leads to another member, or to its backups, or back from them.
     Switched,
+    /// Its plugin listens.
+    PluginStarted,
+    /// Its plugin has ended by itself.
+    PluginEnded,
     /// (Nearly) all targets fell silent at once: it is our own network.
     OutageBegan,
     /// Something answers again.
@@ -61,6 +65,8 @@ impl Incident {
             Incident::Enabled => "enabled",
             Incident::Replaced => "replaced",
             Incident::Switched => "switched",
+            Incident::PluginStarted => "plugin-started",
+            Incident::PluginEnded => "plugin-ended",
             Incident::OutageBegan => "outage-began",
             Incident::OutageEnded => "outage-ended",
         }
