@@ -98,11 +98,12 @@ fn plugin(table: &Table<'_>, name: &str, folder: &Path) -> Option<Plugin> {
 /// The server that a listener of Shadowsocks speaks for.
 pub(crate) fn server(table: &Table<'_>, folder: &Path) -> Option<Arc<Server>> {
     let (method, password, text) = method_and_password(table, folder)?;
-    let key = read_key(&password, method, &text)?;
+    let key = read_key(&password, method, &text);
     let users = match table.get("users") {
-        None => Vec::new(),
-        Some(node) => users(&node, method)?,
+        None => Some(Vec::new()),
+        Some(node) => users(&node, method),
     };
+    let (key, users) = (key?, users?);
     let node = table.get("users").unwrap_or(password);
     let server = Server::new(method, key, users, secret(&node)?, clock::wall());
     server.map_err(|message| node.report(message, None)).ok().map(Arc::new)
@@ -152,7 +153,9 @@ fn users(node: &Node<'_>, method: Method) -> Option<Vec<(Arc<str>, Key)>> {
     }
     let user =
         |(name, node): (&str, Node<'_>)| Some((Arc::from(name), read_key(&node, method, node.string()?)?));
-    named.into_iter().map(user).collect()
+    // All of them, so that all that is wrong is told.
+    let users: Vec<_> = named.into_iter().map(user).collect();
+    users.into_iter().collect()
 }
 
 fn read_key(node: &Node<'_>, method: Method, text: &str) -> Option<Key> {
