@@ -8,7 +8,7 @@ use crate::way::Refusal;
 impl Session {
     /// What is to be started in a direction now. Only once nothing that was commanded to be sent to the direction's
     /// sink is unsent, with one exception: a driver that has a receive from the client under way when it carries
-    /// out [`Command::Pump`] asks for the first step of [`Direction::Up`] before the next command, sent or not, and
+    /// out [`Command::Pump`](super::Command::Pump) asks for the first step of [`Direction::Up`] before the next command, sent or not, and
     /// takes that receive for it. Such a driver polls the commands after every step, also after none; for any other
     /// only [`Step::ShutDown`] may bring one.
     pub fn poll_step(&mut self, direction: Direction) -> Option<Step> {
