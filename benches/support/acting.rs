@@ -65,6 +65,7 @@ pub(crate) fn accept_to_pump(view: Rc<View>, said: &[&[u8]]) -> Session {
                 | Command::ReceiveAhead(_)
                 | Command::Abandon(_)
                 | Command::Verify(_)
+                | Command::JoinLine(_)
                 | Command::NameLocal
                 | Command::NameDestination(_)
                 | Command::Resolve(_)

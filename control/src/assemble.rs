@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ringweir_flow::access::Gate;
 use ringweir_flow::account::{ListenerCounters, TargetCounters, UserCounters};
 use ringweir_flow::affinity::Affinity;
+use ringweir_flow::capacity::Capacity;
 use ringweir_flow::limits::{Limits, Sources};
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::snapshot::{
@@ -45,6 +46,8 @@ pub(crate) struct Knowledge {
     sources: HashMap<Arc<str>, Arc<Sources>>,
     /// What bounds the lines of refused clients in the log, by listener.
     gates: HashMap<Arc<str>, Arc<Gate>>,
+    /// Who has which place at upstreams that bear no more than so many sessions.
+    capacities: HashMap<Arc<str>, Arc<Capacity>>,
     /// Whom listeners of Shadowsocks speak for.
     servers: HashMap<Arc<str>, Arc<Server>>,
     listener_counters: HashMap<Arc<str>, Arc<ListenerCounters>>,
@@ -73,6 +76,7 @@ impl Knowledge {
         self.addresses.retain(|name, _| targets.contains(name));
         self.counters.retain(|name, _| targets.contains(name));
         self.selected.retain(|name, _| targets.contains(name));
+        self.capacities.retain(|name, _| targets.contains(name));
         self.affinities.retain(|name, _| targets.contains(name));
         self.sources.retain(|name, _| listeners.contains(name));
         self.gates.retain(|name, _| listeners.contains(name));
@@ -128,6 +132,7 @@ pub(crate) fn assemble(
             send_proxy: send_proxy(target),
             watch: knowledge.care.watch(&target.name),
             trial: knowledge.care.trial(&target.name),
+            capacity: capacity(target, &mut knowledge.capacities),
             counters: Arc::clone(
                 knowledge
                     .counters
@@ -178,6 +183,22 @@ fn limits(listener: &model::Listener, known: &mut HashMap<Arc<str>, Arc<Sources>
     let sources = Arc::clone(sources);
     let limits = Limits { sessions, per_source, new, new_per_source, rates, source_rates, sources };
     (!limits.is_unlimited()).then_some(limits)
+}
+
+/// The places of an upstream, as they are taken.
+fn capacity(target: &model::Target, known: &mut HashMap<Arc<str>, Arc<Capacity>>) -> Option<Arc<Capacity>> {
+    let room = match &target.kind {
+        model::TargetKind::Upstream(upstream) => upstream.room,
+        model::TargetKind::Group(_) => None,
+    };
+    let Some(room) = room else {
+        // Those who wait are served by whoever leaves; nobody is counted from now on.
+        known.remove(&target.name);
+        return None;
+    };
+    let capacity = known.entry(Arc::clone(&target.name)).or_insert_with(|| Arc::new(Capacity::new(room)));
+    capacity.set(room);
+    Some(Arc::clone(capacity))
 }
 
 /// The server of a listener, as the one before where nothing of it has changed: that knows which salts have come.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringweir_flow::access::Access;
+use ringweir_flow::capacity::Room;
 use ringweir_flow::health::Terms;
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::pace::{Rate, Rates};
@@ -394,6 +395,8 @@ pub struct Upstream {
     pub outgoing: Option<Arc<Outgoing>>,
     /// Whether, and how, its endpoint is told whose each connection is.
     pub send_proxy: Option<Version>,
+    /// How many sessions it bears, if there is a bound.
+    pub room: Option<Room>,
     /// The plugin that the connection goes to in place of where it leads, be it of the first proxy on the way.
     pub plugin: Option<Plugin>,
 }
@@ -401,8 +404,8 @@ pub struct Upstream {
 impl Upstream {
     /// A plain way there.
     pub fn to(endpoint: Endpoint) -> Upstream {
-        let (proxy, check, outgoing, send_proxy, plugin) = (None, None, None, None, None);
-        Upstream { endpoint, proxy, via: Vec::new(), check, outgoing, send_proxy, plugin }
+        let (proxy, check, outgoing, send_proxy, room, plugin) = (None, None, None, None, None, None);
+        Upstream { endpoint, proxy, via: Vec::new(), check, outgoing, send_proxy, room, plugin }
     }
 
     /// The same way, with its first connection to another address.

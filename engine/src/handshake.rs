@@ -1,5 +1,6 @@
 //! Carries out a session's commands, and keeps a receive from the client under way while it reads a request.
 
+use ringweir_flow::capacity::Line;
 use ringweir_flow::pump::{Direction, Side, Step};
 use ringweir_flow::session::{Command, Diversion};
 use ringweir_flow::way::Way;
@@ -92,6 +93,7 @@ fn carry_out(command: Command, live: &mut Live, id: SessionId, tools: &mut Tools
                 }),
             );
         }
+        Command::JoinLine(line) => join(&line, live, id, tools),
         Command::Pump(attempt) => {
             live.upstream = connect::take(live, attempt);
             // A receive that is under way becomes the pump's first.
@@ -108,6 +110,18 @@ fn carry_out(command: Command, live: &mut Live, id: SessionId, tools: &mut Tools
             cancel_all(live, id, tools);
         }
     }
+}
+
+/// Joins the line for a place at an upstream.
+fn join(line: &Line, live: &mut Live, id: SessionId, tools: &Tools) {
+    let (inbox, waker) = (tools.inbox.clone(), tools.waker.clone());
+    let ticket = line.join(Box::new(move |place| {
+        // A worker that is gone has dropped the place, and with that given it back.
+        if inbox.send(Message::Placed { id, place }).is_ok() {
+            waker.wake();
+        }
+    }));
+    live.session.handle_joined(ticket, tools.now);
 }
 
 /// Sends what the session commanded to be sent, one operation at a time.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use crossbeam_channel::{Receiver, Sender};
+use ringweir_flow::capacity::Place;
 use ringweir_flow::close::CloseReason;
 use ringweir_flow::pump::Side;
 use ringweir_flow::resolve::{Resolved, Resolver};
@@ -35,6 +36,7 @@ pub(crate) enum Message {
     Retire(Arc<Retirement>),
     Resolved { id: SessionId, resolved: Resolved },
     Verified { id: SessionId, verdict: Verdict },
+    Placed { id: SessionId, place: Place },
 }
 
 /// What a worker starts with.
@@ -258,6 +260,12 @@ impl Worker {
                 Message::Resolved { id, resolved } => {
                     if let Some(live) = self.sessions.get_mut(id) {
                         live.session.handle_resolved(resolved, self.tools.now);
+                        self.drive(id);
+                    }
+                }
+                Message::Placed { id, place } => {
+                    if let Some(live) = self.sessions.get_mut(id) {
+                        live.session.handle_place(place, self.tools.now);
                         self.drive(id);
                     }
                 }

@@ -43,6 +43,13 @@ pub(crate) fn carry_out(command: Command, live: &mut Live) -> Option<Closing> {
         }
         Command::Resolve(name) => connect::resolve(live, name),
         Command::Verify(question) => verify(live, question),
+        Command::JoinLine(line) => {
+            let (give, place) = oneshot::channel();
+            live.place = Some(place);
+            // A session that is over drops the place, and with that gives it back.
+            let ticket = line.join(Box::new(move |place| drop(give.send(place))));
+            live.session.handle_joined(ticket, live.now);
+        }
         Command::Pump(attempt) => {
             let Some((stream, first)) = connect::take(live, attempt) else {
                 unreachable!("an attempt is pumped once it is connected")
@@ -74,6 +81,17 @@ pub(crate) fn await_verdict(live: &mut Live, cx: &mut Context<'_>) -> Turn {
     live.verdict = None;
     // A verifier that answers nothing has not looked.
     live.session.handle_verified(verdict.unwrap_or(Verdict::Overloaded), live.now);
+    Turn::Moved
+}
+
+/// Tells the session of the place it waits for, when that has come.
+pub(crate) fn await_place(live: &mut Live, cx: &mut Context<'_>) -> Turn {
+    let Some(place) = &mut live.place else { return Turn::Blocked };
+    let Poll::Ready(place) = Pin::new(place).poll(cx) else { return Turn::Blocked };
+    live.place = None;
+    if let Ok(place) = place {
+        live.session.handle_place(place, live.now);
+    }
     Turn::Moved
 }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use ringweir_flow::capacity::Place;
 use ringweir_flow::pump::{Closing, Direction, Side};
 use ringweir_flow::session::Session;
 use ringweir_flow::time::Instant;
@@ -30,6 +31,8 @@ pub(crate) struct Live {
     pub(crate) dials: Dials,
     /// What is to be thought of the client's password, where that is asked for.
     pub(crate) verdict: Option<oneshot::Receiver<Verdict>>,
+    /// A place at an upstream, when one has come.
+    pub(crate) place: Option<oneshot::Receiver<Place>>,
     pub(crate) up: Lane,
     pub(crate) down: Lane,
     /// What the worker has to say next.
@@ -81,6 +84,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, client: Stream, session: Session, 
         upstream: None,
         dials: Dials::default(),
         verdict: None,
+        place: None,
         up: Lane::default(),
         down: Lane::default(),
     };
@@ -160,7 +164,7 @@ impl Live {
             let [up, down] = Direction::BOTH.map(|direction| pump::run(self, direction, cx));
             client.max(upstream).max(up).max(down)
         } else {
-            let verdict = handshake::await_verdict(self, cx);
+            let verdict = handshake::await_verdict(self, cx).max(handshake::await_place(self, cx));
             let dials = connect::poll(self, cx);
             client.max(verdict).max(dials).max(handshake::receive(self, cx))
         }

@@ -17,6 +17,8 @@ scenarios!(Welcome:
     more_new_sessions_than_may_begin_in_a_second_are_reset,
     bytes_keep_to_their_rate_each_way,
     sessions_of_one_source_share_its_rate_evenly,
+    a_full_upstream_is_passed_over_and_then_waited_for,
+    whoever_waits_too_long_or_finds_the_line_full_is_refused,
     limits_that_make_no_sense_are_refused,
 );
 
@@ -159,6 +161,69 @@ fn sessions_of_one_source_share_its_rate_evenly(engine: Engine) {
     assert!(*greatest < 2 * least, "{ours:?}");
 }
 
+fn a_full_upstream_is_passed_over_and_then_waited_for(engine: Engine) {
+    let (a, b) = (Server::named(b'a'), Server::named(b'b'));
+    let daemon = Daemon::start(
+        engine,
+        &format!(
+            "[[listener]]\nname = \"in\"\nbind = \"127.0.0.1:0\"\ntarget = \"all\"\n\
+             [group.all]\npolicy = \"failover\"\nmembers = [\"a\", \"b\"]\n\
+             [upstream.a]\naddress = \"{}\"\nmax_sessions = 2\n[upstream.b]\naddress = \"{}\"\nmax_sessions = 1\n",
+            a.address(),
+            b.address()
+        ),
+    );
+    let mut held: Vec<(u8, TcpStream)> =
+        (0..3).map(|_| ask_name(daemon.address("in")).expect("served")).collect();
+    assert_eq!(held.iter().map(|(name, _)| *name).collect::<Vec<_>>(), [b'a', b'a', b'b']);
+    // The fourth and the fifth wait, on whatever workers, and are served in turn as others leave.
+    let mut waiting: Vec<TcpStream> = (0..2).map(|_| connect(daemon.address("in"))).collect();
+    eventually(PATIENCE, "both have come", || active(&daemon) == 5);
+    assert_eq!((a.accepted(), b.accepted()), (2, 1), "nobody was troubled");
+    drop(held.remove(0));
+    drop(held.remove(0));
+    for stream in &mut waiting {
+        let mut name = [0];
+        stream.read_exact(&mut name).expect("served");
+        assert_eq!(&name, b"a", "where the places became free");
+    }
+    drop((held, waiting));
+    eventually(PATIENCE, "everybody is gone", || active(&daemon) == 0);
+    let again: Vec<_> = (0..3).map(|_| ask_name(daemon.address("in")).expect("served").0).collect();
+    assert_eq!(again.len(), 3);
+}
+
+fn whoever_waits_too_long_or_finds_the_line_full_is_refused(engine: Engine) {
+    let server = Server::named(b'a');
+    let config = |rest: &str| format!("{}max_sessions = 1\n{rest}", config(&server, ""));
+    let daemon = Daemon::start(engine, &config("queue = 1\nqueue_timeout = \"700ms\"\n"));
+    let held = served(&daemon);
+    let begin = Instant::now();
+    let mut first = connect(daemon.address("in"));
+    eventually(PATIENCE, "it waits", || active(&daemon) == 2);
+    let second = Instant::now();
+    assert_closed(&mut connect(daemon.address("in")));
+    assert!(second.elapsed() < Duration::from_millis(500), "a line that is full lets nobody wait");
+    assert_closed(&mut first);
+    assert!(begin.elapsed() >= Duration::from_millis(700), "{:?}", begin.elapsed());
+    let full = |daemon: &Daemon| {
+        let status = daemon.status();
+        named(&status, "listeners", "in")["closed"]["upstream-full"].as_u64().unwrap_or(0)
+    };
+    eventually(PATIENCE, "they are counted", || full(&daemon) == 2);
+    // A client that leaves the line holds no place in it; more places are there for those who wait.
+    drop(connect(daemon.address("in")));
+    eventually(PATIENCE, "it has gone, or has waited in vain", || active(&daemon) == 1);
+    let mut waiting = connect(daemon.address("in"));
+    eventually(PATIENCE, "another waits", || active(&daemon) == 2);
+    daemon
+        .reload(&config("queue = 1\nqueue_timeout = \"700ms\"\n").replace("= 1\nqueue", "= 2\nqueue"))
+        .unwrap();
+    let mut name = [0];
+    waiting.read_exact(&mut name).expect("served");
+    drop(held);
+}
+
 fn limits_that_make_no_sense_are_refused(_engine: Engine) {
     let server = Server::named(b'a');
     for (limit, complaint) in [
@@ -166,6 +231,7 @@ fn limits_that_make_no_sense_are_refused(_engine: Engine) {
         ("rate_up = \"fastMB\"", "is no whole number"),
         ("rate_down = \"1B\"", "is too slow"),
         ("max_new_per_second = 0", "max_new_per_second"),
+        ("[upstream.x]\naddress = \"127.0.0.1:1\"\nqueue = 5", "beside max_sessions alone"),
     ] {
         let finished = check(&config(&server, limit));
         assert!(finished.code != 0 && finished.stderr.contains(complaint), "{limit}: {}", finished.stderr);

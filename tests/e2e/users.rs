@@ -203,7 +203,8 @@ fn hash_of(password: &str, arguments: &[&str]) -> Result<String, String> {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(format!("{password}\nmore\n").as_bytes()).unwrap();
+    // One that refuses its arguments is gone before it reads.
+    let _ = child.stdin.take().unwrap().write_all(format!("{password}\nmore\n").as_bytes());
     let output = child.wait_with_output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().trim_end().to_owned();
     if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }

@@ -333,6 +333,7 @@ impl Schedule {
                 return Err("nobody wants a name here".to_owned());
             }
             Command::Resolve(name) => return Err(format!("{name} is to be resolved")),
+            Command::JoinLine(_) => return Err("every upstream bears all in this world".to_owned()),
             Command::Verify(question) => return Err(format!("{question:?} of nobody who was asked")),
             Command::Send(Side::Client, bytes) => self.heard.extend_from_slice(&bytes),
             Command::Send(Side::Upstream, bytes) => self.outbox.extend_from_slice(&bytes),

@@ -166,6 +166,7 @@ impl Why {
             Why::Error(ConnectError::NotAllowed) => CloseReason::DestinationNotAllowed,
             Why::Error(ConnectError::NotResolved) => CloseReason::ResolveFailed,
             Why::Error(ConnectError::OutOfResources) => CloseReason::OutOfResources,
+            Why::Error(ConnectError::Full) => CloseReason::UpstreamFull,
             Why::Error(
                 ConnectError::Refused
                 | ConnectError::NetworkUnreachable
@@ -193,6 +194,7 @@ impl Why {
             Why::NoTarget
             | Why::Error(
                 ConnectError::OutOfResources
+                | ConnectError::Full
                 | ConnectError::Reset
                 | ConnectError::OwnEnd
                 | ConnectError::Unanswered
@@ -207,7 +209,7 @@ impl Why {
     fn http_status(self) -> u16 {
         match self {
             Why::Rejected | Why::RuleRejected | Why::Error(ConnectError::NotAllowed) => 403,
-            Why::NoTarget | Why::Error(ConnectError::OutOfResources) => 503,
+            Why::NoTarget | Why::Error(ConnectError::OutOfResources | ConnectError::Full) => 503,
             Why::Error(ConnectError::TimedOut) => 504,
             Why::Error(
                 ConnectError::Refused

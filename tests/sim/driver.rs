@@ -428,6 +428,7 @@ impl Driver {
                     self.lookups.push(Some((now + world::span(&mut tools.rng, 0, 6_000), resolved)));
                 }
             }
+            Command::JoinLine(_) => unreachable!("every upstream bears all in this world"),
             Command::Verify(question) => {
                 hold!(self.verdict.is_none(), "two passwords at a time");
                 let verdict = World::verify(&question, &mut tools.rng);

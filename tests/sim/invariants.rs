@@ -415,9 +415,10 @@ impl Witness {
             | CloseReason::UpstreamReset
             | CloseReason::IdleTimeout
             | CloseReason::HalfCloseTimeout
-            // Nothing is sealed in this world.
+            // Nothing is sealed in this world, and nobody full.
             | CloseReason::ClientReplayed
             | CloseReason::UpstreamProtocol
+            | CloseReason::UpstreamFull
             | CloseReason::Retired
             | CloseReason::Drained
             | CloseReason::Stopped => false,
@@ -483,6 +484,7 @@ impl Witness {
             | CloseReason::TooManySessions
             | CloseReason::TooManyLogins
             | CloseReason::TooManyNew
+            | CloseReason::UpstreamFull
             | CloseReason::Retired
             | CloseReason::Drained
             | CloseReason::Stopped => (false, [Ending::Plain, Ending::Plain]),

@@ -192,7 +192,11 @@ impl Node {
                 }
             }
             Command::ShutDownClient => unreachable!("neither protocol has a last word"),
-            Command::Resolve(_) | Command::Verify(_) | Command::NameLocal | Command::NameDestination(_) => {
+            Command::Resolve(_)
+            | Command::JoinLine(_)
+            | Command::Verify(_)
+            | Command::NameLocal
+            | Command::NameDestination(_) => {
                 unreachable!("nobody wants a name here")
             }
             Command::Close(closing) => {

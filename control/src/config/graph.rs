@@ -106,6 +106,7 @@ pub(crate) fn build(
                 check: None,
                 outgoing: None,
                 send_proxy: None,
+                room: None,
             };
             let kind = TargetKind::Upstream(upstream);
             built_in.push(Target { name: name.into(), kind, health: HealthSettings::default() });
@@ -279,6 +280,7 @@ fn finish(
             proxy: target.proxy.clone(),
             check,
             send_proxy: target.send_proxy,
+            room: target.room,
             // Of the connection that is made, whomever it is to.
             outgoing: via.first().map_or(&target.outgoing, |(_, outgoing)| outgoing).clone(),
             plugin: match via.first() {

@@ -106,6 +106,9 @@ pub(crate) const UPSTREAM: &[&str] = &[
     "plugin_opts",
     "via",
     "send_proxy",
+    "max_sessions",
+    "queue",
+    "queue_timeout",
 ];
 pub(crate) const KEEPALIVE: &[&str] = &["idle", "interval", "count"];
 pub(crate) const GROUP: &[&str] = &[

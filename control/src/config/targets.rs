@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringweir_flow::affinity::{Binding, MAX_ENTRIES, Settings};
+use ringweir_flow::capacity::Room;
 use ringweir_flow::outgoing::Outgoing;
 use ringweir_flow::pick::{FieldName, HashKey};
 use ringweir_flow::retire::OnDown;
@@ -48,6 +49,11 @@ const LONGEST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How many members race at a time at most: each holds a descriptor, for every session.
 const MAX_PARALLEL: u32 = 8;
 
+/// How many wait for a place unless configured otherwise, how many may at most, and for how long.
+const DEFAULT_QUEUE: u32 = 100;
+const MAX_QUEUE: u32 = 100_000;
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A longer wait is a failover's.
 const LONGEST_STAGGER: Duration = Duration::from_secs(60);
 
@@ -60,6 +66,7 @@ pub(crate) struct Declared<'a> {
     pub(crate) check: Option<Arc<Check>>,
     pub(crate) outgoing: Option<Arc<Outgoing>>,
     pub(crate) send_proxy: Option<Version>,
+    pub(crate) room: Option<Room>,
     pub(crate) proxy: Option<Proxy>,
     pub(crate) plugin: Option<Plugin>,
     /// The upstream whose connections it goes through.
@@ -166,6 +173,7 @@ fn upstream<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>, folder: &Pat
     }
     let outgoing = endpoint.as_ref().and_then(|endpoint| sockets::outgoing(&table, endpoint));
     let send_proxy = send_proxy(&table, endpoint.as_ref());
+    let room = room(&table, endpoint.as_ref());
     let proxy = proxy(&table, kind.flatten(), folder);
     let is_sealed = kind == Some(Some(Kind::Shadowsocks));
     let plugin =
@@ -174,7 +182,7 @@ fn upstream<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>, folder: &Pat
     let health = health::of_upstream(&table, endpoint.as_ref());
     let kind = DeclaredKind::Upstream(endpoint.unwrap_or(Endpoint::Reject));
     let (weight, outgoing) = (weight(&table), outgoing.map(Arc::new));
-    Some(Declared { name, weight, check, outgoing, send_proxy, proxy, plugin, via, health, kind, node })
+    Some(Declared { name, weight, check, outgoing, send_proxy, room, proxy, plugin, via, health, kind, node })
 }
 
 /// Whether the endpoint is told whose each connection is.
@@ -184,6 +192,23 @@ fn send_proxy(table: &Table<'_>, endpoint: Option<&Endpoint>) -> Option<Version>
         node.report("has no meaning here: nothing is dialled", None);
     }
     node.choice(&[("v1", Version::V1), ("v2", Version::V2)])
+}
+
+/// How many sessions it bears, and who may wait.
+fn room(table: &Table<'_>, endpoint: Option<&Endpoint>) -> Option<Room> {
+    let Some(node) = table.get("max_sessions") else {
+        for node in ["queue", "queue_timeout"].iter().filter_map(|key| table.get(key)) {
+            node.report("has a meaning beside max_sessions alone", None);
+        }
+        return None;
+    };
+    if let Some(Endpoint::Reject) = endpoint {
+        node.report("has no meaning here: nothing is dialled", None);
+    }
+    let sessions = node.integer(1..=u32::MAX);
+    let queue = table.get("queue").map_or(Some(DEFAULT_QUEUE), |node| node.integer(0..=MAX_QUEUE));
+    let patience = table.get("queue_timeout").map_or(Some(DEFAULT_PATIENCE), |node| node.duration());
+    Some(Room { sessions: sessions?, queue: queue?, patience: patience? })
 }
 
 /// What is spoken to an upstream that is a proxy.
@@ -322,6 +347,7 @@ fn group<'a>(name: &'a str, node: Node<'a>, checks: &Checks<'_>) -> Option<Decla
         check: check_of(&table, checks),
         outgoing: None,
         send_proxy: None,
+        room: None,
         proxy: None,
         plugin: None,
         via: None,

@@ -55,6 +55,9 @@ pub enum CloseReason {
     TooManyLogins,
     /// More sessions begin at the listener, or from the client's source, than may in a second.
     TooManyNew,
+    /// Every upstream that could serve it has as many sessions as it may, and waiting for a place took too long, or as
+    /// many wait as may.
+    UpstreamFull,
     /// No descriptor or memory was left to serve the session.
     OutOfResources,
     /// The drain deadline passed while the session was still running.
@@ -82,7 +85,7 @@ pub enum Culprit {
 
 impl CloseReason {
     /// Every reason, in the order of [`CloseReason::index`].
-    pub const ALL: [CloseReason; 28] = [
+    pub const ALL: [CloseReason; 29] = [
         CloseReason::Finished,
         CloseReason::ClientLeft,
         CloseReason::ClientReset,
@@ -108,6 +111,7 @@ impl CloseReason {
         CloseReason::TooManySessions,
         CloseReason::TooManyLogins,
         CloseReason::TooManyNew,
+        CloseReason::UpstreamFull,
         CloseReason::OutOfResources,
         CloseReason::Drained,
         CloseReason::Stopped,
@@ -146,6 +150,7 @@ impl CloseReason {
             CloseReason::TooManySessions => "too-many-sessions",
             CloseReason::TooManyLogins => "too-many-logins",
             CloseReason::TooManyNew => "too-many-new",
+            CloseReason::UpstreamFull => "upstream-full",
             CloseReason::OutOfResources => "out-of-resources",
             CloseReason::Drained => "drained",
             CloseReason::Stopped => "stopped",
@@ -178,6 +183,7 @@ impl CloseReason {
             CloseReason::TooManySessions
             | CloseReason::TooManyLogins
             | CloseReason::TooManyNew
+            | CloseReason::UpstreamFull
             | CloseReason::OutOfResources => Culprit::Limit,
             CloseReason::RuleRejected
             | CloseReason::RuleDropped
@@ -220,6 +226,9 @@ pub enum ConnectError {
     /// No descriptor, port or memory was left on this machine.
     #[error("out of descriptors, ports or memory")]
     OutOfResources,
+    /// The upstream has as many sessions as it may; nothing was dialled.
+    #[error("full")]
+    Full,
     /// Our own end cannot be as configured: no source address of the destination's family, or the address, the
     /// interface or an option of the socket is refused. Nothing was dialled.
     #[error("source address, interface or socket option refused")]
@@ -244,7 +253,7 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// How many kinds there are; [`ConnectError::index`] is below it.
-    pub const KINDS: usize = 14;
+    pub const KINDS: usize = 15;
 
     /// A dense number, for counters kept by kind.
     pub const fn index(self) -> usize {
@@ -262,7 +271,8 @@ impl ConnectError {
             ConnectError::ProxyAuthentication => 10,
             ConnectError::ProxyRefused => 11,
             ConnectError::ProxyBroken => 12,
-            ConnectError::Other(_) => 13,
+            ConnectError::Full => 13,
+            ConnectError::Other(_) => 14,
         }
     }
 
@@ -281,6 +291,7 @@ impl ConnectError {
         "proxy-authentication",
         "proxy-refused",
         "proxy-broken",
+        "full",
         "other",
     ];
 }

@@ -137,6 +137,7 @@ fn telling_most(known: Option<ConnectError>, new: ConnectError) -> ConnectError 
             | ConnectError::HostUnreachable
             | ConnectError::Reset
             | ConnectError::NotAllowed
+            | ConnectError::Full
             | ConnectError::NotResolved
             | ConnectError::OutOfResources
             | ConnectError::OwnEnd

@@ -13,6 +13,7 @@
 pub mod access;
 pub mod account;
 pub mod affinity;
+pub mod capacity;
 pub mod close;
 pub mod dial;
 pub mod dispatch;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::access::{Access, Gate};
 use crate::account::{ListenerCounters, TargetCounters, UserCounters};
 use crate::affinity::Affinity;
+use crate::capacity::Capacity;
 use crate::health::{Trial, Watch};
 use crate::limits::Limits;
 use crate::outgoing::{Keepalive, Outgoing};
@@ -229,6 +230,8 @@ pub struct Target {
     pub watch: Option<Arc<Watch>>,
     /// The trial of [`Health::Trial`].
     pub trial: Option<Arc<Trial>>,
+    /// How many sessions an upstream bears, if there is a bound.
+    pub capacity: Option<Arc<Capacity>>,
     /// Its counters, kept across snapshots.
     pub counters: Arc<TargetCounters>,
 }
@@ -244,6 +247,7 @@ impl Target {
             send_proxy: None,
             watch: None,
             trial: None,
+            capacity: None,
             counters,
         }
     }

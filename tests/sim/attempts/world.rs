@@ -176,6 +176,7 @@ pub(super) fn brief(command: &Command) -> String {
         | Command::Abandon(_)
         | Command::Resolve(_)
         | Command::Verify(_)
+        | Command::JoinLine(_)
         | Command::NameLocal
         | Command::NameDestination(_)
         | Command::Pump(_)

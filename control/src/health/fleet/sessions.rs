@@ -150,6 +150,7 @@ impl Live {
             Command::Connect { .. }
             | Command::Resolve(_)
             | Command::Verify(_)
+            | Command::JoinLine(_)
             | Command::NameLocal
             | Command::NameDestination(_) => {
                 unreachable!("{command:?} in a world of addresses")

@@ -40,6 +40,7 @@ impl Outcome {
             | ConnectError::ProxyBroken
             | ConnectError::Other(_) => Outcome::ConnectFailed,
             ConnectError::NotAllowed
+            | ConnectError::Full
             | ConnectError::NotResolved
             | ConnectError::OutOfResources
             // It has answered; what it could not do is the destination's.

@@ -52,6 +52,7 @@ impl Session {
         let connect = view.snapshot().listener(self.listener).timeouts.connect;
         while let Some(setup) = &mut self.setup
             && matches!(setup.stage, Stage::Reaching)
+            && !setup.queueing.is_waiting()
         {
             let (request, peeked) = (setup.request.as_ref(), setup.peeked.as_deref());
             let subject = setup::subject(&self.client, request, peeked);
@@ -83,6 +84,11 @@ impl Session {
         self.upstream = Some(choice.upstream);
         self.attempts = self.attempts.saturating_add(1);
         self.measure_pick(now);
+        if let Some(setup) = &mut self.setup
+            && !setup.take_place(index, choice.upstream, &view)
+        {
+            return self.fail_attempt(index, ConnectError::Full, now);
+        }
         self.prepare_to_announce(choice.upstream);
         self.approach(index, upstream, now);
     }
@@ -401,6 +407,7 @@ impl Session {
     /// Gives up what has taken too long, and goes on with the rest.
     pub(super) fn expire_attempts(&mut self, now: Instant) {
         self.greet_overdue(now);
+        self.expire_wait(now);
         let mut index = 0;
         while let Some(attempt) = self.setup.as_ref().and_then(|setup| setup.attempts.get(index)) {
             let count = self.attempt_count();
@@ -434,7 +441,10 @@ impl Session {
         count(&self.view, &attempt.path, |cell| {
             cell.active.sub(1);
             cell.failed[error.index()].add(1);
-            cell.latency.record(now.since(attempt.begun_at).max(FAILURE_COUNTS_AS), now);
+            // That it is full says nothing of how quick it is.
+            if error != ConnectError::Full {
+                cell.latency.record(now.since(attempt.begun_at).max(FAILURE_COUNTS_AS), now);
+            }
         });
         if self.view.snapshot().log_sessions {
             self.lost.push(attempt.lost(Some(now), Some(error)));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::capacity::Place;
 use crate::close::ConnectError;
 use crate::dial::{AttemptId, Dial};
 use crate::dispatch::{Branch, Choice, Path};
@@ -33,6 +34,8 @@ pub(super) struct Attempt {
     pub(super) commit: Commit,
     /// What its connection leads through, once that is known.
     pub(super) tunnel: Option<Box<Tunnel>>,
+    /// Its place at the upstream, where places are counted.
+    pub(super) place: Option<Place>,
     /// Whether its destination has been told what the client said.
     pub(super) is_told: bool,
     pub(super) approach: Approach,
@@ -90,6 +93,7 @@ impl Attempt {
             deadline: choice.deadline,
             commit,
             tunnel: None,
+            place: None,
             is_told: false,
             approach: Approach::Resolving,
         }

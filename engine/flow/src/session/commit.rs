@@ -15,6 +15,9 @@ use crate::wire::Failure;
 impl Session {
     /// Nobody is left to try.
     pub(super) fn give_up(&mut self, now: Instant) {
+        if self.wait_in_line(now) {
+            return;
+        }
         let (failure, reason) = match self.last_error {
             None => (Failure::NoTarget, CloseReason::NoTarget),
             Some(error) => match error {
@@ -24,6 +27,7 @@ impl Session {
                 ConnectError::HostUnreachable => (Failure::HostUnreachable, CloseReason::ConnectFailed),
                 ConnectError::NotAllowed => (Failure::NotAllowed, CloseReason::DestinationNotAllowed),
                 ConnectError::NotResolved => (Failure::NotResolved, CloseReason::ResolveFailed),
+                ConnectError::Full => (Failure::NoTarget, CloseReason::UpstreamFull),
                 ConnectError::OutOfResources => (Failure::OutOfResources, CloseReason::OutOfResources),
                 ConnectError::Reset
                 | ConnectError::Unanswered
@@ -62,6 +66,7 @@ impl Session {
         let Some(setup) = &mut self.setup else { return };
         let mut winner = setup.attempts.swap_remove(index);
         let mut tunnel = winner.tunnel.take();
+        self.place = winner.place.take();
         setup.dispatch.decide();
         self.abandon_attempts(Some(now));
         self.answer_success(local);

@@ -23,6 +23,7 @@ impl Session {
         if let Some(rules) = view.snapshot().rules.as_deref() {
             match self.decide(rules) {
                 Some(Action::Target(target)) => {
+                    self.rule_target = Some(target);
                     if let Some(setup) = &mut self.setup {
                         setup.dispatch = Dispatch::new(target);
                     }

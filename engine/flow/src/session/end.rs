@@ -74,6 +74,7 @@ impl Session {
         if let Some(setup) = &mut self.setup {
             setup.stage = Stage::Closed;
         }
+        self.place = None;
         // Nothing more will be learned of its upstream.
         self.observe(Outcome::Abandoned);
         self.count(|cell| cell.active.sub(1));

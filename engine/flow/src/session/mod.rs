@@ -18,6 +18,7 @@ mod end;
 mod figures;
 mod front;
 mod introduce;
+mod line;
 mod login;
 mod look;
 mod pumping;
@@ -35,6 +36,7 @@ use self::sealed::Ciphers;
 pub(crate) use self::setup::Spares;
 use self::setup::{Lookup, Setup};
 use crate::account::UserCounters;
+use crate::capacity::{Line, Place};
 use crate::close::{CloseReason, ConnectError};
 use crate::dial::{AttemptId, UpstreamAddr};
 use crate::dispatch::Path;
@@ -114,6 +116,9 @@ pub enum Command {
     Resolve(HostName),
     /// Have a password verified; answer with `handle_verified`.
     Verify(Question),
+    /// Join the line for a place at an upstream, with a wake that leads to `handle_place`; answer at once with
+    /// `handle_joined`.
+    JoinLine(Line),
     /// The connected socket of this attempt is the session's upstream from now on: ask for steps.
     Pump(AttemptId),
     /// The session is over: cancel and close everything.
@@ -154,6 +159,10 @@ pub struct Session {
     pumps: Option<Pumps>,
     /// What is sealed, where anything is.
     ciphers: Option<Box<Ciphers>>,
+    /// Its place at the upstream that serves it, where places are counted.
+    place: Option<Place>,
+    /// Where a rule has sent it.
+    rule_target: Option<TargetIndex>,
     /// What bounds its bytes, if anything does.
     pacing: Option<Box<Pacing>>,
     first_byte: FirstByte,
@@ -237,6 +246,8 @@ impl Session {
             setup: Some(setup),
             pumps: None,
             ciphers: None,
+            place: None,
+            rule_target: None,
             pacing: None,
             first_byte: FirstByte::Awaited,
             is_limited: false,
@@ -494,7 +505,8 @@ impl Session {
             | Stage::Refusing { deadline, .. } => Some(*deadline),
             Stage::Reaching => {
                 let attempts = setup.attempts.iter().map(Attempt::poll_timeout);
-                attempts.chain(setup.dispatch.poll_timeout(&self.view)).min()
+                let others = [setup.dispatch.poll_timeout(&self.view), setup.queueing.poll_timeout()];
+                attempts.chain(others.into_iter().flatten()).min()
             }
             Stage::Pumping | Stage::Closed => None,
         }

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use super::attempt::Attempt;
 use super::front::Front;
+use super::line::Queueing;
 use super::{Command, MAX_EARLY_BYTES, Stage};
 use crate::dispatch::Dispatch;
 use crate::pick::Subject;
@@ -51,6 +52,7 @@ pub(super) struct Setup {
     /// What attempts that wait for the first byte have been told; none while there are none.
     pub(super) replay: Option<Replay>,
     pub(super) answered: Answered,
+    pub(super) queueing: Queueing,
 }
 
 /// The addresses of the destination, which all attempts share.
@@ -120,6 +122,7 @@ impl Spares {
             lookup: Lookup::Idle,
             replay: None,
             answered: Answered::NotYet,
+            queueing: Queueing::default(),
         };
         match self.setups.borrow_mut().pop() {
             Some(mut spare) => {
@@ -143,6 +146,7 @@ impl Spares {
         setup.front = Front::default();
         setup.peeked = None;
         setup.replay = None;
+        setup.queueing = Queueing::default();
         setup.attempts.clear();
         setup.commands.clear();
         setup.early.clear();
