@@ -214,11 +214,11 @@ fn whoever_waits_too_long_or_finds_the_line_full_is_refused(engine: Engine) {
     // A client that leaves the line holds no place in it; more places are there for those who wait.
     drop(connect(daemon.address("in")));
     eventually(PATIENCE, "it has gone, or has waited in vain", || active(&daemon) == 1);
+    let patient = config("queue = 1\nqueue_timeout = \"30s\"\n");
+    daemon.reload(&patient).unwrap();
     let mut waiting = connect(daemon.address("in"));
     eventually(PATIENCE, "another waits", || active(&daemon) == 2);
-    daemon
-        .reload(&config("queue = 1\nqueue_timeout = \"700ms\"\n").replace("= 1\nqueue", "= 2\nqueue"))
-        .unwrap();
+    daemon.reload(&patient.replace("max_sessions = 1", "max_sessions = 2")).unwrap();
     let mut name = [0];
     waiting.read_exact(&mut name).expect("served");
     drop(held);
