@@ -53,6 +53,8 @@ def _parse():
     parser.add_argument("--splice-at", metavar="BYTES",
                         help="ringweir with these values of engine.splice too, separated by commas, as peers splice-BYTES")
     parser.add_argument("--realm", type=Path, metavar="PATH", help="where realm is, if not in PATH")
+    parser.add_argument("--ss-rust", type=Path, metavar="FOLDER",
+                        help="where ssserver and sslocal of shadowsocks-rust are, if not in PATH")
     parser.add_argument("--no-build", action="store_true", help="use the binaries that are there")
     parser.add_argument("--peers", metavar="NAMES", help="only these, separated by commas")
     parser.add_argument("--scenarios", metavar="NAMES",
@@ -102,14 +104,14 @@ def _run(options):
     procs.raise_descriptor_limit()
     load, ringweir = _binaries(options)
     thresholds = options.splice_at.split(",") if options.splice_at else []
-    present, absent = peers.find(ringweir, options.realm, _others(options.also), thresholds)
+    present, absent = peers.find(ringweir, options.realm, _others(options.also), thresholds, options.ss_rust)
     scenarios, unfit = _scenarios(options)
     absent += unfit
     for reason in absent:
         print(f"left out: {reason}")
     if options.short and not options.peers:
         present = [peer for peer in present if peer.in_short or peer.name in _names(options.also)]
-    present = _chosen(present, options.peers)
+    present = [peer for peer in _chosen(present, options.peers) if any(map(peer.can, scenarios))]
     if not present or not scenarios:
         raise procs.LabError("nothing to measure")
     pace = rounds.pace(options, scenarios, present)
@@ -118,7 +120,7 @@ def _run(options):
     logs.mkdir(parents=True, exist_ok=True)
     earlier = _earlier(out, scenarios) if options.add else None
     folder = Path(tempfile.mkdtemp(prefix="ringweir-perf-"))
-    rig = measure.Rig(load, load_core, forwarder_core, folder, logs, pace.seconds, min(0.3, pace.seconds / 3))
+    rig = measure.Rig(load, ringweir, load_core, forwarder_core, folder, logs, pace.seconds, min(0.3, pace.seconds / 3))
     plan = rounds.plan(pace.rounds, scenarios, present, options.short)
     rounds.announce(plan, present, rig)
     began = time.monotonic()

@@ -44,6 +44,11 @@ def by_round(records, scenario, peer, metric):
             if metric.key in row["values"] and not row["disturbed"]}
 
 
+def was_measured(records, scenario, peer):
+    """Whether it was tried at all, failures included."""
+    return any(row["scenario"] == scenario.name and row["peer"] == peer.name for row in records)
+
+
 def show(spread, metric):
     """A figure with its range, for people."""
     if spread is None:

@@ -48,6 +48,9 @@ TOKIO_GOALS = (
     Scaling("crr", 1.8), Scaling("up", 1.8),
 )
 
+# As either end of a tunnel, by every method, for both engines.
+TUNNEL_GOALS = tuple(Ratio(row.name, 0.80) for row in SCENARIOS if row.family == "shadowsocks")
+
 HEADER = ("work", "figure", "beside", "its figure", "ours", "ratio (least–most, rounds)", "goal", "goal reached?")
 NOTE = (
     "A ratio is the median of those round by round; in brackets the least, the most, and how many rounds were calm for "
@@ -59,11 +62,15 @@ NOTE = (
 
 def markdown(present, records):
     """Both engines' tables, ready to paste."""
-    parts = []
+    parts, measured = [], {row["scenario"] for row in records}
     for name, goals in ((URING, URING_GOALS), (TOKIO, TOKIO_GOALS)):
         ours = next((peer for peer in present if peer.name == name), None)
         if ours is not None:
-            parts += [f"**{name}**", "", table(HEADER, [_row(goal, ours, present, records) for goal in goals]), ""]
+            if any(not BY_NAME[scenario].role for scenario in measured):
+                parts += [f"**{name}**", "", table(HEADER, [_row(goal, ours, present, records) for goal in goals]), ""]
+            tunnels = [_row(goal, ours, present, records) for goal in TUNNEL_GOALS if goal.scenario in measured]
+            if tunnels:
+                parts += [f"**{name}, Shadowsocks**", "", table(HEADER, tunnels), ""]
     return "\n".join(parts + [NOTE]) if parts else ""
 
 

@@ -6,12 +6,13 @@ import subprocess
 from .procs import LabError
 
 # Program, the folders beside PATH where Debian puts it, package.
-PROGRAMS = (("nginx", "nginx"), ("haproxy", "haproxy"), ("iperf3", "iperf3"), ("wrk", "wrk"))
+PROGRAMS = (("nginx", "nginx"), ("haproxy", "haproxy"), ("iperf3", "iperf3"), ("wrk", "wrk"),
+            ("ss-server", "shadowsocks-libev"))
 NGINX_STREAM_PACKAGE = "libnginx-mod-stream"
-PACKAGES = ("nginx", NGINX_STREAM_PACKAGE, "haproxy", "iperf3", "wrk")
+PACKAGES = ("nginx", NGINX_STREAM_PACKAGE, "haproxy", "iperf3", "wrk", "shadowsocks-libev")
 INSTALL = ("apt-get", "install", "-y", "--no-install-recommends")
 # Packages that would start a service of their own, which nobody asked for here.
-SERVICES = ("nginx", "haproxy")
+SERVICES = ("nginx", "haproxy", "shadowsocks-libev")
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", os.path.expanduser("~/.cargo/bin"))
 
 

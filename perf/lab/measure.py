@@ -2,13 +2,14 @@
 import json
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import peers, procs, tools
+from . import peers, procs, shadowsocks, tools
 from .procs import LabError
-from .scenarios import Place, Tool
+from .scenarios import Place, Role, Tool
 
+FAR_ENGINE = "io-uring"             # of ringweir as the far end of a tunnel
 MIB, GIB = float(1 << 20), float(1 << 30)
 BESIDE_AHEAD_S, BESIDE_LONGER_S = 0.1, 0.5
 RUN_MARGIN_S = 30.0                 # a generator that takes this much longer than its window hangs
@@ -33,6 +34,7 @@ CALM_SHARE = 0.15
 class Rig:
     """What all measurements of a run share."""
     load: Path                      # the ringweir-load binary
+    ringweir: Path | None           # what plays the far end of a tunnel
     load_core: int
     forwarder_core: int
     folder: Path                    # temporary files of the peers
@@ -44,19 +46,22 @@ class Rig:
 def measure(rig, fleet, peer, scenario, attempt):
     """Returns {"values", "disturbed", "disturbance", "notes", "raw", …}; raises LabError. `attempt` names its files."""
     with (rig.logs / f"{peer.name}.log").open("ab") as log:
-        backend = forwarder = None
+        backend = forwarder = far = None
         try:
             backend, to = tools.start_backend(scenario.tool, rig, fleet, log)
             if peer.floor:
-                return _put_load(rig, fleet, peer, scenario, attempt, to, [], backend)
+                return _put_load(rig, fleet, peer, scenario, attempt, to, [], (backend,))
             cores = _cores(rig, scenario)
-            run = _prepare(rig, peer, to, cores)
-            forwarder = fleet.start(peer.command(run), set(cores), descriptors=procs.forwarder_descriptors(),
+            run, front = _prepare(rig, peer, to, cores), None
+            if scenario.role is not None:
+                run, far, front = _tunnel(rig, fleet, scenario, run, log)
+            forwarder = fleet.start(peer.argv(run), set(cores), descriptors=procs.forwarder_descriptors(),
                                     stdout=log, stderr=log)
             procs.wait_until_listening(forwarder, run.listen, peer.name)
             pids = procs.tree(forwarder.pid)
             moved = procs.repin(pids, set(cores))
-            result = _put_load(rig, fleet, peer, scenario, attempt, run.listen, pids, backend)
+            result = _put_load(rig, fleet, peer, scenario, attempt, front or run.listen, pids,
+                               (backend, far) if far else (backend,))
             if forwarder.poll() is not None:
                 raise LabError(f"{peer.name} ended during the run with status {forwarder.returncode}")
             if moved:
@@ -70,7 +75,7 @@ def measure(rig, fleet, peer, scenario, attempt):
                 raise LabError(f"{peer.name} ended during the run with status {forwarder.returncode}") from error
             raise LabError(f"{type(error).__name__}: {error}") from error
         finally:
-            for process in (forwarder, backend):
+            for process in (forwarder, far, backend):
                 if process is not None:
                     fleet.stop(process)
 
@@ -99,12 +104,32 @@ def _prepare(rig, peer, to, cores):
     return peers.Run(folder, listen, to, cores)
 
 
-def _put_load(rig, fleet, peer, scenario, attempt, listen, pids, backend):
+def _tunnel(rig, fleet, scenario, run, log):
+    """The run as one end of a tunnel, the far end, which runs on the load's core, and the port that the load goes to."""
+    if rig.ringweir is None:
+        raise LabError("the far end of a tunnel is ringweir, which is not there")
+    end = shadowsocks.End(scenario.role, scenario.method, run.to)
+    is_server = scenario.role is Role.SERVER
+    folder = run.folder / "far"
+    folder.mkdir(exist_ok=True)
+    port = procs.free_port()
+    far = peers.Run(folder, port, run.listen, (rig.load_core,), replace(end, role=end.other_role))
+    process = fleet.start(shadowsocks.ringweir(rig.ringweir, FAR_ENGINE, far), {rig.load_core},
+                          descriptors=procs.forwarder_descriptors(), stdout=log, stderr=log)
+    try:
+        procs.wait_until_listening(process, port, "the far end")
+    except LabError:
+        fleet.stop(process)
+        raise
+    return replace(run, to=port, end=end), process, port if is_server else run.listen
+
+
+def _put_load(rig, fleet, peer, scenario, attempt, listen, pids, helpers):
     if scenario.sessions:
         return _idle(rig, fleet, scenario, listen, pids)
     if scenario.tool is not Tool.LOAD:
         return _judge(rig, peer, scenario, tools.run(scenario.tool, rig, fleet, scenario, listen, pids))
-    more = ("--helpers", str(backend.pid))
+    more = ("--helpers", ",".join(str(helper.pid) for helper in helpers))
     if scenario.args[0] in STREAMS:
         return _judge(rig, peer, scenario, _loaded(rig, fleet, scenario, listen, pids, more))
     hlog = f"{scenario.name}.{peer.name}.{attempt}.hlog"

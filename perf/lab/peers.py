@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
-from . import install, procs
+from . import install, procs, shadowsocks
 
 NGINX_MODULES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules")
 
@@ -64,6 +64,7 @@ class Run:
     listen: int
     to: int
     cores: tuple
+    end: shadowsocks.End | None = None              # of a tunnel; `to` is the server then, for a client
 
     @property
     def workers(self):
@@ -72,7 +73,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Peer:
-    """`command(run)` writes what the peer needs into the run's folder and returns its argv."""
+    """`command(run)` writes what the peer needs into the run's folder and returns its argv; so does `tunnel(run)`,
+    where the run is one end of a tunnel. None: it does no such thing."""
     name: str
     version: str
     command: Callable[[Run], list] | None
@@ -80,6 +82,20 @@ class Peer:
     in_short: bool = True
     status: Callable[[Run], list] | None = None     # argv that prints what it says of itself, as JSON
     floor: bool = False             # no forwarder at all: what the rig itself costs
+    tunnel: Callable[[Run], list] | None = None
+    methods: tuple = ()             # of tunnels, where it does not know all
+
+    def can(self, scenario):
+        """Whether it is to be measured there."""
+        if self.floor:
+            return scenario.floor
+        if scenario.role is None:
+            return self.command is not None
+        return self.tunnel is not None and (not self.methods or scenario.method in self.methods)
+
+    def argv(self, run):
+        """What starts it for this run, whose folder gets what it needs."""
+        return self.command(run) if run.end is None else self.tunnel(run)
 
     @property
     def is_rival(self):
@@ -90,19 +106,21 @@ class Peer:
 NO_FORWARDER = Peer("no-forwarder", "the load straight at its backend", None, in_short=False, floor=True)
 
 
-def find(ringweir, realm=None, others=(), thresholds=()):
+def find(ringweir, realm=None, others=(), thresholds=(), shadowsocks_rust=None):
     """All peers present, and for each absent one a sentence.
 
     `others`: more ringweir binaries, as (name, path). `thresholds`: more values of engine.splice.
+    `shadowsocks_rust`: the folder of its programs.
     """
     present, absent = [], []
-    looks = [_nginx, _haproxy, lambda: _realm(realm), lambda: _ringweir(ringweir, thresholds)]
+    looks = [_nginx, _haproxy, lambda: _realm(realm), lambda: _shadowsocks(shadowsocks_rust),
+             lambda: _ringweir(ringweir, thresholds)]
     looks += [lambda name=name, path=path: _other_ringweir(name, path) for name, path in others]
     for look in looks:
         peers, reason = look()
         present.extend(peers)
         if reason:
-            absent.append(reason)
+            absent += [reason] if isinstance(reason, str) else reason
     return present + [NO_FORWARDER], absent
 
 
@@ -163,6 +181,20 @@ def _realm(given):
     return [Peer("realm", _first_line(_output([binary, "--version"])), command)], None
 
 
+def _shadowsocks(folder):
+    """Both of them, and a sentence for each that is absent."""
+    found, absent = [], []
+    for name, (program, reason), ask, methods in (
+            ("ss-libev", shadowsocks.libev(), "-h", shadowsocks.LIBEV_METHODS),
+            ("ss-rust", shadowsocks.rust(folder), "--version", ())):
+        if program is None:
+            absent.append(reason)
+            continue
+        version = _first_line(_output([program[0], ask]))
+        found.append(Peer(name, version, None, tunnel=program[1], methods=methods))
+    return found, absent
+
+
 def _ringweir(binary, thresholds):
     if binary is None or not Path(binary).exists():
         return [], f"ringweir is not built ({binary or 'no binary'}): its engines are left out"
@@ -197,7 +229,9 @@ def _ringweir_peer(name, binary, engine, splice="", in_short=True):
     def status(run):
         return [str(binary), "status", "--json", "--admin", f"unix:{run.folder}/admin.sock"]
     version = _first_line(_output([str(binary), "--version"]))
-    return Peer(name, version, command, ours=True, in_short=in_short, status=status)
+    # Nothing that is sealed is spliced: one of each engine is enough.
+    tunnel = None if splice else lambda run: shadowsocks.ringweir(binary, engine, run)
+    return Peer(name, version, command, ours=True, in_short=in_short, status=status, tunnel=tunnel)
 
 
 def _takes(binary, splice):

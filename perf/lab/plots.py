@@ -8,6 +8,7 @@ from .scenarios import Place
 # Okabe and Ito's colours, which the colour-blind tell apart; a peer keeps its own in every plot. Ours are thick as well.
 COLOURS = {
     "nginx": "#009e73", "haproxy": "#b5a642", "haproxy-auto": "#8a93a0", "haproxy-splice": "#e69f00", "realm": "#d55e00",
+    "ss-libev": "#009e73", "ss-rust": "#d55e00",
     "ringweir-uring": "#0072b2", "ringweir-uring-copy": "#56b4e9", "ringweir-tokio": "#cc79a7", "no-forwarder": "#8a93a0",
 }
 OTHERS = ("#7a5195", "#2f4b7c", "#665191", "#a05195", "#003f5c")

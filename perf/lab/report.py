@@ -1,5 +1,6 @@
 """report.md, results.json, the plots, and a table on the console."""
 import json
+from statistics import median
 
 from . import figures, goals, peers, plots
 from .figures import show
@@ -40,7 +41,7 @@ def console(present, scenarios, records):
         lines.append(f"{scenario.title} [{metric.unit}]")
         for peer in present:
             spread = figures.figures(records, scenario, peer, metric)
-            if peer.floor and not spread:
+            if not spread and (peer.floor or not figures.was_measured(records, scenario, peer)):
                 continue
             ratio = f"{spread[0] / best[1]:5.2f} x best peer" if spread and best and best[1] else ""
             ratio += "  (no calm round)" if figures.is_disturbed(records, scenario, peer) else ""
@@ -58,7 +59,11 @@ def tables(facts, present, records):
     if curve:
         parts += ["", "CPU µs of an exchange by message size, ×16 (bold is best):", "", curve]
     parts += ["", "Headline figures over the best peer that is not ringweir:", "",
-              _ratio_table(present, [row for row in scenarios if row.family != "curve"], records)]
+              _ratio_table(present, [row for row in scenarios if row.family not in ("curve", "shadowsocks")], records)]
+    tunnels = [row for row in scenarios if row.family == "shadowsocks"]
+    if tunnels:
+        parts += ["", "Shadowsocks, CPU of one end: the figures, and over the best peer that is not ringweir:", "",
+                  _medians_table(present, tunnels, records)]
     return "\n".join(parts)
 
 
@@ -108,7 +113,8 @@ def _conditions(facts, present, records):
 
 
 def _ratio_table(present, scenarios, records):
-    peers_shown = [peer for peer in present if not peer.floor]
+    peers_shown = [peer for peer in present if not peer.floor
+                   and any(figures.was_measured(records, scenario, peer) for scenario in scenarios)]
     rows = []
     for scenario in scenarios:
         metric, row = scenario.metrics[0], [scenario.name]
@@ -119,6 +125,24 @@ def _ratio_table(present, scenarios, records):
             row.append(f"{mark}{spread[0] / best[1]:.2f}" if best and best[1] and spread else "–")
         rows.append(row)
     return table(["scenario"] + [peer.name for peer in peers_shown], rows)
+
+
+def _medians_table(present, scenarios, records):
+    """Medians; of ours with the ratio to the best rival as well."""
+    shown = [peer for peer in present if any(figures.was_measured(records, scenario, peer) for scenario in scenarios)]
+    rows = []
+    for scenario in scenarios:
+        metric, row = scenario.metrics[0], [scenario.title, scenario.metrics[0].unit]
+        best = figures.best_peer(present, scenario, metric, records)
+        for peer in shown:
+            spread = figures.figures(records, scenario, peer, metric)
+            mark = "~" if figures.is_disturbed(records, scenario, peer) else ""
+            text = f"{mark}{spread[0]:,.{metric.digits}f}" if spread else "–"
+            ratios = figures.ratios_by_round(records, scenario, peer, best[0], metric) if best and peer.ours else []
+            ratio = median(ratios) if ratios else spread[0] / best[1] if best and spread else 0
+            row.append(f"{text} ({ratio:.2f})" if peer.ours and spread and best else text)
+        rows.append(row)
+    return table(["end, method: work", "figure"] + [peer.name for peer in shown], rows)
 
 
 def _curve_table(present, scenarios, records):
@@ -149,7 +173,7 @@ def _figure_table(present, scenario, records):
             spread = figures.figures(records, scenario, peer, metric)
             text = mark + show(spread, metric)
             row.append(f"**{text}**" if spread and not peer.floor and spread[0] == best[metric.key] else text)
-        if any(cell != "–" for cell in row[1:]) or not peer.floor:
+        if any(cell != "–" for cell in row[1:]) or figures.was_measured(records, scenario, peer):
             rows.append(row)
     told = "" if scenario.place is Place.ALONE else f"\n\nForwarder: {scenario.place.value}."
     return table(["peer"] + [metric.unit for metric in scenario.metrics], rows) + told

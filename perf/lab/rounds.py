@@ -43,7 +43,7 @@ def plan(rounds, scenarios, present, short):
         for position, scenario in enumerate(scenarios):
             at_most = min(scenario.rounds_at_most, scenario.rounds_at_most_short) if short else scenario.rounds_at_most
             if number < at_most:
-                row = [peer for peer in present if scenario.floor or not peer.floor]
+                row = [peer for peer in present if peer.can(scenario)]
                 shift = (number + position) % max(len(row), 1)
                 steps += [(number + 1, scenario, peer) for peer in row[shift:] + row[:shift]]
     return steps

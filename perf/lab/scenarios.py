@@ -45,6 +45,12 @@ class Place(enum.Enum):
     BOTH = "two workers, one on each core, the load on the first"
 
 
+class Role(enum.Enum):
+    """Which end of a Shadowsocks tunnel the forwarder is."""
+    SERVER = "server"
+    CLIENT = "client"
+
+
 @dataclass(frozen=True)
 class Scenario:
     """One kind of load. `args` go to the tool; the first metric is the headline."""
@@ -62,6 +68,8 @@ class Scenario:
     family: str = ""                # scenarios that are chosen and drawn together
     size_bytes: int = 0             # its place on the family's axis
     floor: bool = False             # measured without any forwarder too: what the rig itself costs
+    role: Role | None = None        # of a tunnel; None: a plain forwarder
+    method: str = ""                # how that tunnel is sealed
 
     @property
     def workers(self):
@@ -84,6 +92,7 @@ LATENCY = (P99_TYPICAL, P50, P99, P999, CPU_PER_UNIT)
 HELD = (ALIVE, DESCRIPTORS, MEMORY)
 
 KIB = 1 << 10
+METHODS = (("aes", "aes-256-gcm"), ("chacha", "chacha20-ietf-poly1305"), ("2022", "2022-blake3-aes-256-gcm"))
 CURVE_KIB = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -103,6 +112,16 @@ def _scaling(name, title, args, metrics):
     return [Scenario(f"scale-{name}-{suffix}", f"{title}: {place.value}", args,
                      metrics + ((BUSIEST,) if place is Place.BOTH else ()), in_short=False, place=place, family="scale")
             for suffix, place in places]
+
+
+def _tunnels():
+    loads = (("echo-64", "64 B ping-pong ×64", ("pingpong", "--size", "64", "--connections", "64"), EXCHANGE),
+             ("echo-16k", "16 KiB ping-pong ×64", ("pingpong", "--size", str(16 * KIB), "--connections", "64"), EXCHANGE),
+             ("up", "upload ×4", ("up", "--connections", "4"), STREAM),
+             ("down", "download ×4", ("down", "--connections", "4"), STREAM))
+    return [Scenario(f"ss-{role.value}-{short}-{name}", f"{role.value}, {method}: {title}", args, metrics,
+                     in_short=False, family="shadowsocks", role=role, method=method)
+            for role in Role for short, method in METHODS for name, title, args, metrics in loads]
 
 
 SCENARIOS = (
@@ -138,6 +157,7 @@ SCENARIOS = (
              in_short=False, place=Place.BOTH, family="scale"),
     *(_ping_pong(f"curve-{kib}k" if kib < KIB else f"curve-{kib // KIB}m", kib * KIB, 16,
                  in_short=False, family="curve", size_bytes=kib * KIB) for kib in CURVE_KIB),
+    *_tunnels(),
 )
 
 FAMILIES = tuple(dict.fromkeys(row.family for row in SCENARIOS if row.family))
