@@ -70,7 +70,7 @@ fn judge_method(input: &[u8]) -> Result<(), NotAHead> {
     let method = input.iter().take(MAX_METHOD_BYTES + 1).take_while(|byte| byte.is_ascii_uppercase()).count();
     let is_method = match input.get(method) {
         None => method <= MAX_METHOD_BYTES,
-        Some(next) => *next == b' ' && method > 0,
+        Some(next) => *next == b' ' && (1..=MAX_METHOD_BYTES).contains(&method),
     };
     if is_method { Ok(()) } else { Err(NotAHead) }
 }
