@@ -14,6 +14,7 @@ mod handshake;
 mod listener;
 mod live;
 mod pump;
+mod sealed;
 mod seats;
 mod sessions;
 mod splice;

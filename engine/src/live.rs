@@ -55,6 +55,10 @@ pub(crate) enum Receiving {
     Awaited {
         max_bytes: u64,
     },
+    /// Polled for; then it is received into memory of the worker's, and translated.
+    AwaitedSealed,
+    /// The last receive failed, behind bytes that are to be delivered first.
+    Failed,
     /// The pool had no buffer; waits in the worker's queue for one.
     Starved,
 }

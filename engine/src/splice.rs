@@ -10,9 +10,9 @@ use ringweir_pipe::is_unspliceable;
 use ringweir_ring::{Errno, Op, PollEvents, Token};
 
 use crate::live::{Held, Live, Receiving, Sending, lane_of, token_in};
-use crate::pump;
 use crate::sessions::SessionId;
 use crate::worker::Tools;
+use crate::{pump, sealed};
 
 /// The lanes of polls for room are those of polls for bytes, moved up by this much.
 const WRITABLE: u8 = 2;
@@ -81,11 +81,16 @@ pub(crate) fn handle_polled(live: &mut Live, id: SessionId, lane: u8, tools: &mu
         }
         return;
     }
-    let Receiving::Awaited { max_bytes } = std::mem::replace(&mut stream.receiving, Receiving::Idle) else {
-        unreachable!("a poll for bytes follows the wish for them")
-    };
-    if !is_closing {
-        fill(live, id, Direction::from(side), max_bytes, tools);
+    let was = std::mem::replace(&mut stream.receiving, Receiving::Idle);
+    if is_closing {
+        return;
+    }
+    match was {
+        Receiving::Awaited { max_bytes } => fill(live, id, Direction::from(side), max_bytes, tools),
+        Receiving::AwaitedSealed => sealed::receive(live, id, side, tools),
+        Receiving::Idle | Receiving::InFlight | Receiving::Starved | Receiving::Failed => {
+            unreachable!("a poll for bytes follows the wish for them")
+        }
     }
 }
 
@@ -93,8 +98,8 @@ pub(crate) fn handle_polled(live: &mut Live, id: SessionId, lane: u8, tools: &mu
 pub(crate) fn cancel(live: &mut Live, id: SessionId, side: Side, tools: &mut Tools) {
     let Some(stream) = live.stream(side) else { return };
     match stream.receiving {
-        Receiving::Awaited { .. } => tools.ring.cancel(readable(side, id)),
-        Receiving::Idle | Receiving::InFlight | Receiving::Starved => {}
+        Receiving::Awaited { .. } | Receiving::AwaitedSealed => tools.ring.cancel(readable(side, id)),
+        Receiving::Idle | Receiving::InFlight | Receiving::Starved | Receiving::Failed => {}
     }
     match stream.sending {
         Sending::PumpedLater | Sending::OutboxLater => tools.ring.cancel(writable(side, id)),

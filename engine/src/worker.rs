@@ -69,6 +69,8 @@ pub(crate) struct Worker {
 pub(crate) struct Tools {
     pub(crate) ring: Ring,
     pub(crate) pipes: Pool,
+    /// Where streams that are sealed are received to; empty until one is.
+    pub(crate) landing: Vec<u8>,
     /// The moment of this turn.
     pub(crate) now: Instant,
     /// Receives that found the pool empty, in the order in which they will get buffers.
@@ -125,6 +127,7 @@ impl Worker {
             tools: Tools {
                 ring,
                 pipes: Pool::new(options.pipes),
+                landing: Vec::new(),
                 now,
                 starved: VecDeque::new(),
                 exhausted: None,

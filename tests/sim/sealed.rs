@@ -317,7 +317,14 @@ impl Node {
         let (head, tail) = received.split_at(room.rng.usize(0..=received.len()));
         let pieces = [head, tail].into_iter().filter(|piece| !piece.is_empty());
         let mut out = Vec::new();
-        self.session.handle_received_sealed(direction, pieces, &mut out, room.now);
+        // In pieces of one receive, or as parts of it.
+        if room.rng.bool() {
+            self.session.handle_received_sealed(direction, pieces, &mut out, room.now);
+        } else {
+            for part in pieces {
+                self.session.handle_received_sealed(direction, [part].into_iter(), &mut out, room.now);
+            }
+        }
         self.held[lane] = out;
         true
     }

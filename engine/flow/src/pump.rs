@@ -136,7 +136,8 @@ impl Pump {
         if self.state == State::Over {
             return;
         }
-        debug_assert_eq!(self.state, State::Receiving, "received without a receive");
+        let is_receiving = matches!(self.state, State::Receiving | State::Empty | State::Full(_));
+        debug_assert!(is_receiving, "received without a receive");
         if self.allowance != u64::MAX {
             self.allowance = self.allowance.saturating_sub(payload_bytes);
         }
@@ -242,7 +243,8 @@ impl Pumps {
         self.pump_mut(direction).handle_received(bytes)
     }
 
-    /// What the source gave was translated: `payload_bytes` bytes of it may go on, as `bytes` bytes.
+    /// What the source gave was translated: `payload_bytes` bytes more of it may go on, and all that is unsent is
+    /// `bytes` bytes. May be told several times of one receive, until its send is asked for.
     pub fn handle_translated(
         &mut self,
         direction: Direction,

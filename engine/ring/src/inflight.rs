@@ -20,8 +20,8 @@ pub(crate) const MAX_SPARE_BYTES: usize = 4096;
 
 /// How many spares for more than that are kept, and how long they may be: what sessions that are sealed have on their
 /// way in one turn.
-const MAX_LARGE_SPARES: usize = 16;
-const MAX_LARGE_SPARE_BYTES: usize = 256 * 1024;
+const MAX_LARGE_SPARES: usize = 8;
+const MAX_LARGE_SPARE_BYTES: usize = 640 * 1024;
 
 /// What an operation in flight owns.
 pub(crate) enum Memory {
@@ -171,7 +171,9 @@ impl InFlight {
 
     pub(crate) fn reuse_bytes(&mut self, mut bytes: Vec<u8>) {
         let capacity = bytes.capacity();
-        let (spares, most) = if capacity <= MAX_SPARE_BYTES {
+        let (spares, most) = if capacity == 0 {
+            return;
+        } else if capacity <= MAX_SPARE_BYTES {
             (&mut self.bytes, MAX_SPARES)
         } else if capacity <= MAX_LARGE_SPARE_BYTES {
             (&mut self.large, MAX_LARGE_SPARES)

@@ -60,11 +60,12 @@ impl Ciphers {
             Direction::Down => (&mut self.upstream, &mut self.client),
         };
         let most = usize::try_from(allowance).unwrap_or(usize::MAX);
+        let before = out.len();
         let payload_bytes = match (source, sink) {
             (Some(source), None) => {
                 source.open(pieces, out)?;
-                out.truncate(most);
-                out.len()
+                out.truncate(before.saturating_add(most));
+                out.len() - before
             }
             (Some(source), Some(sink)) => {
                 source.open(pieces, plain)?;
@@ -87,8 +88,9 @@ impl Ciphers {
                 plain.len()
             }
         };
-        self.transit[direction as usize] =
-            Transit { unsent_bytes: out.len(), payload_bytes: payload_bytes as u64 };
+        let transit = &mut self.transit[direction as usize];
+        transit.unsent_bytes = out.len();
+        transit.payload_bytes += payload_bytes as u64;
         Ok(payload_bytes as u64)
     }
 
@@ -284,7 +286,8 @@ impl Session {
     }
 
     /// The source of a direction gave these bytes, in pieces, none of them empty. What is to be sent for them is
-    /// appended to `out`, which is empty: [`Step::Send`](crate::pump::Step::Send) counts bytes of that from now on.
+    /// appended to `out`: [`Step::Send`](crate::pump::Step::Send) counts bytes of that from now on. It is empty, unless
+    /// one receive is told of in several parts, one after the other: then it holds what the parts before became.
     pub fn handle_received_sealed<'a>(
         &mut self,
         direction: Direction,
@@ -292,6 +295,10 @@ impl Session {
         out: &mut Vec<u8>,
         now: Instant,
     ) {
+        if self.ended {
+            // What came before in the same receive was forged.
+            return;
+        }
         if direction == Direction::Down && self.first_byte == FirstByte::Awaited {
             self.measure_first_byte(self.committed_at.unwrap_or(now), now);
         }
