@@ -214,6 +214,7 @@ fn rules(criterion: &mut Criterion) {
         client: &client,
         destination: Some(&destination),
         sni: None,
+        alpn: &[],
         host: None,
         path: None,
     };

@@ -247,6 +247,9 @@ pub(crate) struct ExplainArguments {
     /// The server that its TLS ClientHello names
     #[arg(long, value_name = "NAME")]
     pub(crate) sni: Option<String>,
+    /// The protocols that its TLS ClientHello offers (ALPN), with commas between
+    #[arg(long, value_name = "NAME,…")]
+    pub(crate) alpn: Option<String>,
     /// The server that its HTTP request names
     #[arg(long, value_name = "NAME")]
     pub(crate) host: Option<String>,

@@ -28,6 +28,7 @@ pub(crate) struct Question {
     user: Option<String>,
     to: Option<Destination>,
     sni: Option<String>,
+    alpn: Vec<Box<[u8]>>,
     host: Option<String>,
     path: Option<String>,
 }
@@ -100,6 +101,7 @@ impl ExplainArguments {
             ("user", self.user.clone()),
             ("to", self.to.clone()),
             ("sni", self.sni.clone()),
+            ("alpn", self.alpn.clone()),
             ("host", self.host.clone()),
             ("path", self.path.clone()),
         ];
@@ -125,6 +127,7 @@ impl Question {
             to,
             user: query.remove("user"),
             sni: query.remove("sni"),
+            alpn: query.remove("alpn").map_or_else(Vec::new, |text| protocols(&text)),
             host: query.remove("host"),
             path: query.remove("path"),
         };
@@ -133,6 +136,10 @@ impl Question {
             None => Ok(question),
         }
     }
+}
+
+fn protocols(text: &str) -> Vec<Box<[u8]>> {
+    text.split(',').map(|name| name.trim().as_bytes().into()).collect()
 }
 
 fn destination(text: &str) -> Result<Destination, String> {
@@ -156,6 +163,7 @@ pub(crate) fn explain(snapshot: &Arc<Snapshot>, question: &Question) -> Result<E
         client: &question.client,
         destination: question.to.as_ref(),
         sni: question.sni.as_deref(),
+        alpn: &question.alpn,
         host: question.host.as_deref(),
         path: question.path.as_deref(),
     };
@@ -233,6 +241,11 @@ fn shortcoming(condition: &Condition, facts: &Facts<'_>) -> String {
             "no name is known, neither of --to nor by --sni or --host",
         ),
         Condition::Sni(_) => other(facts.sni, "there is no ClientHello that names a server (--sni)"),
+        Condition::Alpn(_) => {
+            let offered: Vec<_> = facts.alpn.iter().map(|name| String::from_utf8_lossy(name)).collect();
+            let offered = (!offered.is_empty()).then(|| offered.join(", "));
+            other(offered.as_deref(), "there is no ClientHello that offers protocols (--alpn)")
+        }
         Condition::Host(_) => other(facts.host, "there is no request that names a server (--host)"),
         Condition::Path(_) => other(facts.path, "there is no request with a path (--path)"),
     }

@@ -27,6 +27,7 @@ scenarios!(Welcome:
     a_drop_says_nothing,
     the_user_decides_and_stands_in_the_log,
     plain_listeners_route_by_what_clients_say_first,
+    plain_listeners_route_by_the_protocols_that_clients_offer,
     hits_are_counted_and_live_on,
     explain_tells_what_would_happen_and_does_not_count,
     lists_come_from_files_and_follow_them,
@@ -183,6 +184,45 @@ fn plain_listeners_route_by_what_clients_say_first(engine: Engine) {
     assert_eq!(ask("b.example", "/api/1"), Some('a'));
     assert_eq!(ask("x.b.example", "/"), Some('a'));
     assert_eq!(ask("c.example", "/"), None);
+}
+
+/// A ClientHello that offers these protocols and names no server.
+fn hello(protocols: &[&str]) -> Vec<u8> {
+    let counted = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes(), bytes].concat();
+    let names = protocols.iter().map(|name| [&[name.len() as u8], name.as_bytes()].concat());
+    let alpn = [&[0, 16][..], &counted(&counted(&names.collect::<Vec<_>>().concat()))].concat();
+    let extensions = if protocols.is_empty() { Vec::new() } else { counted(&alpn) };
+    let body = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0x13, 1, 1, 0], &extensions].concat();
+    let message = [&[1, 0, 0, body.len() as u8], &body[..]].concat();
+    [&[22, 3, 1][..], &counted(&message)].concat()
+}
+
+fn plain_listeners_route_by_the_protocols_that_clients_offer(engine: Engine) {
+    let (a, b) = (Server::named(b'a'), Server::named(b'b'));
+    let rules = "[[rule]]\nname = \"acme\"\nalpn = [\"acme-tls/1\", \"h2\"]\ntarget = \"b\"\n";
+    let text = config(&[&a, &b], rules).replace("protocol = \"mixed\"\n", "");
+    let daemon = Daemon::start(engine, &text);
+    for (offered, expected) in [
+        (&["acme-tls/1"][..], b'b'),
+        (&["http/1.1", "h2"], b'b'),
+        (&["http/1.1"], b'a'),
+        (&["H2", "h2c"], b'a'),
+        (&[], b'a'),
+    ] {
+        let (mut client, hello) = (connect(daemon.address("in")), hello(offered));
+        client.write_all(&hello).unwrap();
+        assert_eq!(read_bytes(&mut client, 1), [expected], "{offered:?}");
+        assert_eq!(read_bytes(&mut client, hello.len()), hello, "{offered:?}");
+    }
+    assert_eq!(hits(&daemon, "acme"), 2);
+    let explain = |more: &[&str]| {
+        let admin = daemon.admin();
+        ringweir(&[&["explain", "--admin", &admin, "--listener", "in"], more].concat()).stdout
+    };
+    assert!(explain(&["--alpn", "http/1.1,h2"]).contains("acme matches: alpn holds"));
+    let other = explain(&["--alpn", "http/1.1, h3"]);
+    assert!(other.contains("acme does not match: alpn: http/1.1, h3 is not meant"), "{other}");
+    assert!(explain(&[]).contains("alpn: there is no ClientHello that offers protocols (--alpn)"));
 }
 
 /// The first byte, or that there is none.
@@ -439,7 +479,8 @@ fn mistakes_in_rules_are_told_with_their_places() {
          [[rule]]\ndomain = \"a b\"\ntarget = \"b\"\n\
          [[rule]]\nlistener = \"im\"\naction = \"refuse\"\n\
          [[rule]]\nsource = \"nowhere\"\n\
-         [[rule]]\ntarget = \"direct\"\n",
+         [[rule]]\ntarget = \"direct\"\n\
+         [[rule]]\nalpn = [\"h2\", \"\"]\naction = \"drop\"\n",
     );
     assert_eq!(told.code, 1);
     for line in [
@@ -452,6 +493,7 @@ fn mistakes_in_rules_are_told_with_their_places() {
         ":20:10: rule[4].source: \"nowhere\" is no network",
         "rule[4]: says nothing of what becomes of a session",
         ":22:10: rule[5].target: leads to direct",
+        ":24:15: rule[6].alpn[1]: \"\" is no name of a protocol",
     ] {
         assert!(told.stderr.contains(line), "{line:?} is not in\n{}", told.stderr);
     }

@@ -16,6 +16,9 @@ use super::schema;
 use super::targets::is_name;
 use crate::model::{CountryFile, ListFile, Rule};
 
+/// The longest name that ALPN has room for (RFC 7301, section 3.1).
+const MAX_PROTOCOL_BYTES: usize = 255;
+
 /// A rule before its names are joined.
 #[derive(Debug)]
 pub(crate) struct RawRule<'a> {
@@ -110,6 +113,10 @@ fn conditions(table: &Table<'_>, files: Files<'_>) -> Vec<Condition> {
     conditions.extend(in_networks("destination").map(Condition::Destination));
     conditions.extend(domains(table).map(|domains| Condition::Domain(Arc::new(domains))));
     conditions.extend(servers(table, "sni").map(Condition::Sni));
+    conditions.extend(values(table, "alpn").map(|nodes| {
+        let protocols: Vec<Box<[u8]>> = nodes.iter().filter_map(protocol).collect();
+        Condition::Alpn(protocols.into())
+    }));
     conditions.extend(servers(table, "host").map(Condition::Host));
     conditions.extend(values(table, "path").map(|nodes| {
         let prefix = |node: &Node<'_>| {
@@ -177,6 +184,16 @@ fn ports(node: &Node<'_>) -> Option<RangeInclusive<u16>> {
         node.report(format!("{text:?} is no range of ports: write it as \"8000-8999\""), None);
     }
     ports
+}
+
+/// The name of a protocol as a ClientHello offers it.
+fn protocol(node: &Node<'_>) -> Option<Box<[u8]>> {
+    let text = node.string()?;
+    if text.is_empty() || text.len() > MAX_PROTOCOL_BYTES {
+        let most = MAX_PROTOCOL_BYTES;
+        node.report(format!("{text:?} is no name of a protocol: it has 1 to {most} bytes"), None);
+    }
+    Some(text.as_bytes().into())
 }
 
 /// The four keys about names are one condition.

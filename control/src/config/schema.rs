@@ -73,6 +73,7 @@ pub(crate) const RULE: &[&str] = &[
     "domain_keyword",
     "domain_regex",
     "sni",
+    "alpn",
     "host",
     "path",
     "list",

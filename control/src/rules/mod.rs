@@ -112,6 +112,7 @@ impl RuleBook {
             | Condition::Port(_)
             | Condition::Domain(_)
             | Condition::Sni(_)
+            | Condition::Alpn(_)
             | Condition::Host(_)
             | Condition::Path(_) => condition.clone(),
         }

@@ -153,7 +153,7 @@ impl Writer {
         match condition {
             Condition::Listener(listeners) if listeners.contains(&listener) => Said::Always,
             // Proxies do not look into what they are handed.
-            Condition::Listener(_) | Condition::Sni(_) => Said::Never,
+            Condition::Listener(_) | Condition::Sni(_) | Condition::Alpn(_) => Said::Never,
             Condition::User(_) => Said::Unknown("the user is not known"),
             Condition::Country(_) => Said::Unknown("only the proxy knows countries"),
             Condition::Source(_) | Condition::SourceCountry(_) => {

@@ -79,6 +79,8 @@ pub enum Condition {
     Domain(Arc<Domains>),
     /// The server that a TLS ClientHello names.
     Sni(Arc<NameSet>),
+    /// The protocols of which a TLS ClientHello offers one (ALPN), byte for byte.
+    Alpn(Arc<[Box<[u8]>]>),
     /// The server that an HTTP request names.
     Host(Arc<NameSet>),
     /// How the path of an HTTP request begins.
@@ -113,6 +115,8 @@ pub struct Facts<'a> {
     pub destination: Option<&'a Destination>,
     /// The server that its TLS ClientHello names.
     pub sni: Option<&'a str>,
+    /// The protocols that its TLS ClientHello offers (ALPN).
+    pub alpn: &'a [Box<[u8]>],
     /// The server that its HTTP request names, without a port.
     pub host: Option<&'a str>,
     /// The path of its HTTP request.
@@ -243,6 +247,7 @@ impl Condition {
             }
             Condition::Domain(domains) => known.name().is_some_and(|name| domains.contains(name)),
             Condition::Sni(names) => known.sni.as_ref().is_some_and(|name| names.contains(name)),
+            Condition::Alpn(protocols) => facts.alpn.iter().any(|offered| protocols.contains(offered)),
             Condition::Host(names) => known.host.as_ref().is_some_and(|name| names.contains(name)),
             Condition::Path(prefixes) => {
                 facts.path.is_some_and(|path| prefixes.iter().any(|prefix| path.starts_with(&**prefix)))
@@ -268,6 +273,7 @@ impl Condition {
             Condition::Port(_) => "port",
             Condition::Domain(_) => "domain",
             Condition::Sni(_) => "sni",
+            Condition::Alpn(_) => "alpn",
             Condition::Host(_) => "host",
             Condition::Path(_) => "path",
             Condition::Country(_) => "country",
@@ -286,6 +292,7 @@ impl Condition {
             | Condition::Source(_)
             | Condition::Domain(_)
             | Condition::Sni(_)
+            | Condition::Alpn(_)
             | Condition::Host(_)
             | Condition::Path(_)
             | Condition::SourceCountry(_)
@@ -298,6 +305,7 @@ impl Condition {
         match self {
             Condition::Domain(_)
             | Condition::Sni(_)
+            | Condition::Alpn(_)
             | Condition::Host(_)
             | Condition::Path(_)
             | Condition::List(_) => true,

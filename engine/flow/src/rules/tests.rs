@@ -21,6 +21,10 @@ fn names(names: &[&str]) -> Arc<NameSet> {
     Arc::new(builder.build())
 }
 
+fn protocols(names: &[&str]) -> Vec<Box<[u8]>> {
+    names.iter().map(|name| name.as_bytes().into()).collect()
+}
+
 fn networks(texts: &[&str]) -> Arc<Networks> {
     Arc::new(texts.iter().map(|text| text.parse::<ipnet::IpNet>().unwrap()).collect())
 }
@@ -29,7 +33,16 @@ const UNIX: ClientAddr = ClientAddr::Unix;
 
 fn nothing() -> Facts<'static> {
     let listener = ListenerIndex(0);
-    Facts { listener, user: None, client: &UNIX, destination: None, sni: None, host: None, path: None }
+    Facts {
+        listener,
+        user: None,
+        client: &UNIX,
+        destination: None,
+        sni: None,
+        alpn: &[],
+        host: None,
+        path: None,
+    }
 }
 
 fn to(host: &str, port: u16) -> Destination {
@@ -64,6 +77,7 @@ fn what_is_not_known_meets_no_condition_and_a_rule_without_conditions_always_mat
         Condition::Port([0..=65535].into()),
         suffixes(&["example"]),
         Condition::Sni(names(&["a.example"])),
+        Condition::Alpn(protocols(&["h2"]).into()),
         Condition::Host(names(&["a.example"])),
         Condition::Path(["".into()].into()),
     ];
@@ -89,6 +103,20 @@ fn names_come_from_the_request_then_from_the_hello_then_from_the_host_field() {
     let exact = Rules::new(vec![rule(vec![Condition::Sni(names(&["a.example"]))], Action::Drop)]);
     let facts = Facts { destination: Some(&elsewhere), sni: Some("a.example"), ..nothing() };
     assert!(exact.decide(&facts, OTHERWISE).rule.is_some());
+}
+
+#[test]
+fn one_protocol_of_those_offered_is_enough_and_is_compared_byte_for_byte() {
+    let rules =
+        Rules::new(vec![rule(vec![Condition::Alpn(protocols(&["h2", "acme-tls/1"]).into())], Action::Drop)]);
+    let hits = |offered: &[&str]| {
+        let offered = protocols(offered);
+        rules.decide(&Facts { alpn: &offered, ..nothing() }, OTHERWISE).rule.is_some()
+    };
+    assert!(hits(&["http/1.1", "h2"]) && hits(&["acme-tls/1"]));
+    for other in [&[][..], &["http/1.1"], &["H2"], &["h2c"], &["h"]] {
+        assert!(!hits(other), "{other:?}");
+    }
 }
 
 #[test]

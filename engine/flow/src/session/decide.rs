@@ -51,10 +51,10 @@ impl Session {
         let request = setup.request.as_ref();
         let peeked = setup.peeked.as_deref();
         let named = peeked.and_then(Peeked::host).map(HostName::as_str);
-        let (sni, host) = match peeked {
-            Some(Peeked::Tls(_)) => (named, None),
-            Some(Peeked::Http(_)) => (None, named),
-            None => (None, request.and_then(host_of)),
+        let (sni, alpn, host) = match peeked {
+            Some(Peeked::Tls(hello)) => (named, &hello.protocols[..], None),
+            Some(Peeked::Http(_)) => (None, &[][..], named),
+            None => (None, &[][..], request.and_then(host_of)),
         };
         let facts = Facts {
             listener: self.listener,
@@ -62,6 +62,7 @@ impl Session {
             client: &self.client,
             destination: request.map(|request| &request.destination),
             sni,
+            alpn,
             host,
             path: peeked.and_then(Peeked::path).or_else(|| request.and_then(path_of)),
         };
