@@ -49,8 +49,7 @@ fn attempts_are_never_left_open_and_hear_what_the_client_said() {
         }
     }
     println!("{seen:?}");
-    let Seen { pumped, exhausted, abandoned, parallel, replayed, proxied, broken_off, nested, late } = seen;
-    for count in [pumped, exhausted, abandoned, parallel, replayed, proxied, broken_off, nested, late] {
+    for count in seen.counts() {
         assert!(count > 100, "the simulation is blind: {seen:?}");
     }
 }
@@ -69,6 +68,10 @@ struct Seen {
     proxied: u64,
     /// A proxy fell silent or went away amid its handshake, and somebody else served.
     broken_off: u64,
+    /// The winner spoke first, behind a proxy, and was told by nobody what others had been told.
+    untold: u64,
+    /// Nobody served: a proxy had won by its connection.
+    decided: u64,
     /// Nobody served, and a group stood in a group.
     nested: u64,
     /// Nobody served, and the time of a group was up before it had tried everybody.
@@ -84,8 +87,16 @@ impl Seen {
         self.replayed += other.replayed;
         self.proxied += other.proxied;
         self.broken_off += other.broken_off;
+        self.untold += other.untold;
+        self.decided += other.decided;
         self.nested += other.nested;
         self.late += other.late;
+    }
+
+    fn counts(&self) -> [u64; 11] {
+        let Seen { pumped, exhausted, abandoned, parallel, replayed, proxied, .. } = *self;
+        let Seen { broken_off, untold, decided, nested, late, .. } = *self;
+        [pumped, exhausted, abandoned, parallel, replayed, proxied, broken_off, untold, decided, nested, late]
     }
 }
 
@@ -233,7 +244,7 @@ impl Schedule {
                 }
                 match result {
                     Ok(()) => {
-                        conn.is_open = true;
+                        conn.opened_at = Some(self.now);
                         self.session.handle_connected(conn.attempt, None, self.now);
                         self.react(index);
                     }
@@ -360,6 +371,9 @@ impl Schedule {
         let others = self.conns.iter().enumerate().any(|(at, conn)| at != index && !conn.is_gone());
         hold!(!others, "the pump starts with another attempt under way");
         self.pumped = Some(index);
+        let was_untold = self.conns[index].has_spoken_first() && self.conns[index].payload().is_empty();
+        let others_told = self.conns.iter().any(|conn| !conn.payload().is_empty());
+        self.seen.untold = u64::from(was_untold && others_told);
         let first = std::mem::take(&mut self.outbox);
         self.conns[index].take(&first);
         self.react(index);
@@ -482,7 +496,7 @@ impl Schedule {
     fn open(&self, attempt: AttemptId) -> Result<usize, String> {
         let index = self.index_of(attempt)?;
         let conn = &self.conns[index];
-        hold!(conn.is_open && !conn.is_gone(), "{attempt:?} is not open");
+        hold!(conn.is_open() && !conn.is_gone(), "{attempt:?} is not open");
         Ok(index)
     }
 }
@@ -527,10 +541,11 @@ impl Schedule {
                 upstream: conn.upstream,
                 begun_at: conn.begun_at,
                 ended_at: conn.ended_at.unwrap_or(self.now),
-                was_open: conn.is_open,
+                opened_at: conn.opened_at,
             });
             let judged = self.world.check_tried(&tried.collect::<Vec<_>>())?;
             (self.seen.nested, self.seen.late) = (judged.nested, judged.late);
+            self.seen.decided = judged.decided;
         }
         Ok(())
     }

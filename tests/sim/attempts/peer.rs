@@ -56,7 +56,8 @@ enum Proxy {
 pub(super) struct Conn {
     pub(super) attempt: AttemptId,
     pub(super) upstream: usize,
-    pub(super) is_open: bool,
+    /// When its connection was open.
+    pub(super) opened_at: Option<Instant>,
     pub(super) is_awaited: bool,
     /// The client's stream has ended here.
     pub(super) has_ended: bool,
@@ -80,6 +81,8 @@ pub(super) struct Conn {
     /// How much it wants to hear.
     enough: usize,
     has_decided: bool,
+    /// It speaks first: what it says comes with the yes of its proxy.
+    is_eager: bool,
 }
 
 impl Conn {
@@ -94,10 +97,11 @@ impl Conn {
     ) -> Conn {
         let enough = if rng.bool() { 0 } else { rng.usize(..=payload_bytes) };
         let len = if fate == Fate::Answer { rng.usize(1..2_000) } else { 0 };
+        let is_eager = fate == Fate::Answer && proxy.is_some() && rng.u8(..4) > 0;
         Conn {
             attempt,
             upstream,
-            is_open: false,
+            opened_at: None,
             is_awaited: false,
             has_ended: false,
             has_finished: false,
@@ -115,6 +119,7 @@ impl Conn {
             fate,
             enough,
             has_decided: false,
+            is_eager,
         }
     }
 
@@ -122,8 +127,17 @@ impl Conn {
         self.ended_at.is_some()
     }
 
+    pub(super) fn is_open(&self) -> bool {
+        self.opened_at.is_some()
+    }
+
     pub(super) fn is_proxied(&self) -> bool {
         self.is_proxied
+    }
+
+    /// What it said came with the yes of its proxy.
+    pub(super) fn has_spoken_first(&self) -> bool {
+        self.is_eager && self.has_decided
     }
 
     /// What it was told behind the proxy.
@@ -181,7 +195,7 @@ impl Conn {
         self.proxy = then;
         let Manner::BreaksOff(left, breach) = &mut self.manner else {
             self.outgoing.extend(reply);
-            return;
+            return self.speak_first();
         };
         let said = reply.len().min(*left);
         self.outgoing.extend(&reply[..said]);
@@ -194,18 +208,27 @@ impl Conn {
                 Breach::Ends => self.has_finished = true,
                 Breach::Resets => self.has_reset = true,
             }
+        } else {
+            self.speak_first();
+        }
+    }
+
+    fn speak_first(&mut self) {
+        if self.is_eager && self.proxy == Proxy::Passed {
+            self.has_decided = true;
+            self.act();
         }
     }
 
     /// When it acts, once it has heard enough. Replies of a proxy are there at once, and need to be fetched.
     pub(super) fn decide(&mut self, rng: &mut fastrand::Rng) -> Option<Duration> {
         let has_heard = self.payload.len() >= self.enough || self.has_ended;
-        let is_due = self.is_open && !self.has_decided && self.proxy == Proxy::Passed && has_heard;
+        let is_due = self.is_open() && !self.has_decided && self.proxy == Proxy::Passed && has_heard;
         if is_due {
             self.has_decided = true;
             return Some(if rng.bool() { span(rng, 0, 30) } else { span(rng, 0, 5_000) });
         }
-        let has_words = self.is_open && (!self.outgoing.is_empty() || self.has_broken_off);
+        let has_words = self.is_open() && (!self.outgoing.is_empty() || self.has_broken_off);
         has_words.then(|| span(rng, 0, 20))
     }
 

@@ -14,7 +14,8 @@ pub(super) struct Tried {
     pub(super) upstream: usize,
     pub(super) begun_at: Instant,
     pub(super) ended_at: Instant,
-    pub(super) was_open: bool,
+    /// When its connection was open.
+    pub(super) opened_at: Option<Instant>,
 }
 
 /// What the judgement had to do with.
@@ -24,11 +25,23 @@ pub(super) struct Judged {
     pub(super) nested: u64,
     /// A group was given up because its time was up.
     pub(super) late: u64,
+    /// A proxy had won by its connection.
+    pub(super) decided: u64,
+}
+
+/// Why nobody else was tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Nobody was left.
+    Exhausted,
+    /// An attempt had won, and failed then.
+    Decided,
 }
 
 impl World {
     /// Everybody failed: each member that may be picked was tried, as far as the budgets of its groups and their time
-    /// allow, and in the order of their roles.
+    /// allow, and in the order of their roles; where an attempt had won by its connection, until then, and it alone
+    /// after that.
     pub(super) fn check_tried(&self, tried: &[Tried]) -> Result<Judged, String> {
         for (at, one) in tried.iter().enumerate() {
             let is_new = tried[..at].iter().all(|other| other.upstream != one.upstream);
@@ -36,10 +49,17 @@ impl World {
         }
         let mut judged = Judged::default();
         // A proxy that is connected to may have won by that, and what it says is the last word.
-        let has_won = |one: &Tried| one.was_open && self.wins_by_connection(self.root, one.upstream, None);
-        if !tried.iter().any(has_won) {
-            self.check_member(self.root, None, tried, &mut judged)?;
+        let wins = |one: &Tried| self.wins_by_connection(self.root, one.upstream, None);
+        let won =
+            tried.iter().find_map(|one| one.opened_at.filter(|_| wins(one)).map(|at| (one.upstream, at)));
+        if let Some((winner, at)) = won {
+            let beside = tried.iter().filter(|one| one.upstream != winner);
+            let mut late = beside.filter(|one| one.begun_at > at || one.ended_at > at);
+            hold!(late.next().is_none(), "{winner} had won at {at:?}, and others were tried: {tried:?}");
+            judged.decided = 1;
         }
+        let end = if won.is_some() { End::Decided } else { End::Exhausted };
+        self.check_member(self.root, None, tried, end, &mut judged)?;
         Ok(judged)
     }
 
@@ -48,6 +68,7 @@ impl World {
         target: TargetIndex,
         until: Option<Instant>,
         tried: &[Tried],
+        end: End,
         judged: &mut Judged,
     ) -> Verdicts {
         let TargetKind::Group(group) = &self.kinds[target.0 as usize] else { return Ok(()) };
@@ -73,7 +94,7 @@ impl World {
         let is_whole = begun.len() + unseen.count() >= most;
         let due_names = || due.iter().map(|member| member.target.0).collect::<Vec<_>>();
         hold!(
-            is_whole || is_late,
+            is_whole || is_late || end == End::Decided,
             "of group {} {:?} were tried, and {most} of {:?} were to be, until {until:?}, ended at {ended_at:?}",
             target.0,
             names(),
@@ -87,13 +108,13 @@ impl World {
         let is_in_order = order.iter().is_sorted_by_key(|(_, rank)| rank);
         hold!(is_in_order, "group {} went on out of order: {:?}", target.0, names());
         judged.nested = judged.nested.max(u64::from(until.is_some() && !begun.is_empty()));
-        judged.late = judged.late.max(u64::from(!is_whole));
+        judged.late = judged.late.max(u64::from(!is_whole && end == End::Exhausted));
         for (member, tries) in &begun {
             let own = tries[0].begun_at + group.attempt_timeout;
             let until = until.map_or(own, |until| until.min(own));
             let over = tries.iter().find(|one| one.ended_at > until);
             hold!(over.is_none(), "{over:?} went on after {until:?}");
-            self.check_member(member.target, Some(until), tries, judged)?;
+            self.check_member(member.target, Some(until), tries, end, judged)?;
         }
         Ok(())
     }
