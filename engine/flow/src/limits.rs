@@ -3,19 +3,15 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
+use crate::access::Gate;
 use crate::pace::{Arrivals, Bound, Meter, Meters, Pacing, Rate, Rates};
 use crate::record::ClientAddr;
 use crate::time::Instant;
 
 /// Workers that look at once seldom meet in one of so many.
 const SHARDS: usize = 16;
-
-/// How often a listener tells the log that it turns clients away.
-const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a listener bears.
 #[derive(Clone, Debug)]
@@ -123,16 +119,6 @@ impl Limits {
     fn counts_sources(&self) -> bool {
         self.per_source.is_some() || !self.source_rates.is_unlimited()
     }
-
-    /// Whether the log is to be told that clients are turned away: not more often than once a second.
-    pub fn is_worth_a_warning(&self, now: Instant) -> bool {
-        let due = now.as_micros() + WARNING_INTERVAL.as_micros() as u64;
-        let told = self.sources.warn_again_at.load(Ordering::Relaxed);
-        let replace = |at: u64| {
-            self.sources.warn_again_at.compare_exchange(told, at, Ordering::Relaxed, Ordering::Relaxed)
-        };
-        now.as_micros() >= told && replace(due).is_ok()
-    }
 }
 
 /// How many sessions each source has: no more entries than there are sessions. IPv6 clients have whole networks to come
@@ -145,7 +131,8 @@ pub struct Sources {
     new: Meter,
     arrivals: Arrivals,
     meters: Arc<Meters>,
-    warn_again_at: AtomicU64,
+    /// Through which the log is told of clients that are turned away.
+    pub(crate) gate: Gate,
 }
 
 #[derive(Debug, Default)]
@@ -244,15 +231,5 @@ mod tests {
         assert_eq!(limits.enter(&client("[2001:db8:0:1::1]:1"), 1, Instant::ZERO), Ok(()));
         assert_eq!(limits.enter(&client("192.0.2.1:1"), 1, Instant::ZERO), Ok(()));
         assert_eq!(limits.enter(&client("[::ffff:192.0.2.1]:1"), 1, Instant::ZERO), Err(Full::Source));
-    }
-
-    #[test]
-    fn the_log_is_told_once_a_second() {
-        let limits = limits(Some(1), None);
-        assert_eq!(limits.enter(&client("192.0.2.1:1"), 2, Instant::ZERO), Err(Full::Listener));
-        let at = |millis| Instant::ZERO + Duration::from_millis(millis);
-        let told: Vec<bool> =
-            [0, 1, 999, 1_000, 1_500].map(|millis| limits.is_worth_a_warning(at(millis))).into();
-        assert_eq!(told, [true, false, false, true, false]);
     }
 }

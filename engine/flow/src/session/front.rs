@@ -81,9 +81,9 @@ impl Session {
         if let Some(limits) = &listener.limits {
             self.is_limited = true;
             if let Err(full) = limits.enter(&self.client, listener.counters.sum(|cell| &cell.active), now) {
-                if limits.is_worth_a_warning(now) {
+                if let Some(others) = limits.sources.gate.pass(now) {
                     let name = &*listener.name;
-                    tracing::warn!(listener = name, client = %self.client, ?full, "clients are turned away");
+                    tracing::warn!(listener = name, client = %self.client, ?full, others, "clients are turned away");
                 }
                 let reason = match full {
                     Full::Listener | Full::Source => CloseReason::TooManySessions,
