@@ -12,6 +12,7 @@ mod checks;
 mod cli;
 mod curl;
 mod diverted;
+mod engines;
 mod events;
 mod exhaustion;
 mod faults;

@@ -25,7 +25,8 @@ const FOLDER: &str = "@dir@";
 
 /// How a daemon is started.
 pub(crate) struct Setup {
-    engine: Engine,
+    engine: &'static str,
+    tracer: Vec<String>,
     workers: usize,
     descriptors: Option<u64>,
     arguments: Vec<String>,
@@ -34,7 +35,41 @@ pub(crate) struct Setup {
 
 impl Setup {
     pub(crate) fn new(engine: Engine) -> Setup {
-        Setup { engine, workers: 2, descriptors: None, arguments: Vec::new(), folder: Folder::new() }
+        let (tracer, arguments) = (Vec::new(), Vec::new());
+        Setup {
+            engine: engine.as_arg(),
+            tracer,
+            workers: 2,
+            descriptors: None,
+            arguments,
+            folder: Folder::new(),
+        }
+    }
+
+    /// The engine that the machine bears.
+    pub(crate) fn on_any_engine(mut self) -> Setup {
+        self.engine = "auto";
+        self
+    }
+
+    /// Every call of a system call fails so, from the beginning. `None`, said aloud, where there is no strace or nobody
+    /// may be traced.
+    pub(crate) fn without(mut self, call: &str, error: &str) -> Option<Setup> {
+        // The tracer is a child of the daemon's, not the other way round, and ends with it.
+        let tracer = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e"].map(str::to_owned);
+        self.tracer = tracer.into();
+        self.tracer.extend([
+            format!("trace={call}"),
+            "-e".to_owned(),
+            format!("inject={call}:error={error}"),
+        ]);
+        match Command::new(&self.tracer[0]).args(&self.tracer[1..]).arg("true").output() {
+            Ok(output) if output.status.success() => Some(self),
+            refused => {
+                eprintln!("SKIPPED: strace cannot be used: {refused:?}");
+                None
+            }
+        }
     }
 
     /// How many workers; 2 if nothing is said. One makes distributions exact.
@@ -96,9 +131,14 @@ impl Setup {
     }
 
     fn spawn(self, arguments: &[String]) -> Daemon {
-        let mut command = match self.descriptors {
-            None => Command::new(BINARY),
-            Some(limit) => {
+        let mut command = match (self.descriptors, &self.tracer[..]) {
+            (None, []) => Command::new(BINARY),
+            (None, [tracer, rest @ ..]) => {
+                let mut command = Command::new(tracer);
+                command.args(rest).arg(BINARY);
+                command
+            }
+            (Some(limit), _) => {
                 let mut command = Command::new("sh");
                 command.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\""), BINARY]);
                 command
@@ -107,7 +147,7 @@ impl Setup {
         let workers = self.workers.to_string();
         command
             .args(arguments)
-            .args(["--engine", self.engine.as_arg(), "--workers", &workers])
+            .args(["--engine", self.engine, "--workers", &workers])
             .args(&self.arguments)
             .env_remove("RINGWEIR_ADMIN")
             .env_remove("NOTIFY_SOCKET")
