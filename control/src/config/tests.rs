@@ -538,3 +538,24 @@ send_proxy = "v2"
     assert!(lines[0].starts_with("test.toml:6:1: listener[0].proxy_protocol: trusts nobody"), "{}", lines[0]);
     assert!(lines[1].starts_with("test.toml:14:14: upstream.out.send_proxy: has no meaning"), "{}", lines[1]);
 }
+
+#[test]
+fn a_way_through_two_tunnels_of_shadowsocks_is_refused_and_through_one_is_not() {
+    let text = |middle: &str, far: &str| {
+        format!(
+            "{WEB}[upstream.pool]\nkind = \"tcp\"\naddress = \"10.0.0.3:1\"\nvia = \"far\"\n\
+             [upstream.far]\naddress = \"10.0.0.2:1\"\nvia = \"middle\"\n{far}\
+             [upstream.middle]\naddress = \"10.0.0.1:1\"\nvia = \"near\"\n{middle}\
+             [upstream.near]\naddress = \"10.0.0.1:2\"\n{SEALED}"
+        )
+    };
+    const SEALED: &str = "kind = \"shadowsocks\"\nmethod = \"aes-256-gcm\"\npassword = \"x\"\n";
+    const OPEN: &str = "kind = \"socks5\"\n";
+    read(&text(OPEN, OPEN)).unwrap();
+    for (middle, far) in [(OPEN, SEALED), (SEALED, OPEN)] {
+        let ConfigErrors(found) = read(&text(middle, far)).unwrap_err();
+        let told = |found: &Diagnostic| found.message == "leads through Shadowsocks twice: once is supported";
+        assert!(!found.is_empty() && found.iter().all(told), "{found:#?}");
+        assert!(found.iter().all(|found| found.key.ends_with(".via")), "{found:#?}");
+    }
+}
