@@ -39,6 +39,9 @@ pub const METRICS: &[(&str, &str)] = &[
     ("user_sessions_active", "Sessions of a user open now, by listener"),
     ("user_sessions", "Sessions of a user that made a request, by listener"),
     ("user_bytes", "Bytes moved for a user, by listener and direction"),
+    ("plugin_up", "1 when the plugin listens, else 0, by whose it is"),
+    ("plugin_starts", "Starts of the plugin"),
+    ("plugin_exits", "How often the plugin ended by itself, or could not be started"),
     ("rule_hits", "Sessions that a rule has decided"),
     ("target_up", "1 when new sessions may go to the target, 0 when it is down or drained"),
     ("target_active", "Sessions and attempts that hold the target now"),
@@ -93,6 +96,7 @@ impl Collector for Scrape {
         self.listeners(&mut encoder)?;
         self.pipes(&mut encoder)?;
         self.users(&mut encoder)?;
+        self.plugins(&mut encoder)?;
         self.rules(&mut encoder)?;
         self.targets(&mut encoder)?;
         expose(&mut encoder, &self.snapshot, help)
@@ -214,6 +218,16 @@ impl Scrape {
             })
             .collect();
         counters(encoder, "user_bytes", bytes.iter().map(|(labels, count)| (&labels[..], *count)))
+    }
+
+    fn plugins(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
+        let plugins = &self.status.plugins;
+        let owners: Vec<_> = plugins.iter().map(|one| [("of", &*one.of), ("name", &*one.name)]).collect();
+        let each = || plugins.iter().zip(&owners);
+        let up = each().map(|(one, labels)| (&labels[..], u64::from(one.is_up())));
+        gauges(encoder, "plugin_up", up)?;
+        counters(encoder, "plugin_starts", each().map(|(one, labels)| (&labels[..], one.starts)))?;
+        counters(encoder, "plugin_exits", each().map(|(one, labels)| (&labels[..], one.exits)))
     }
 
     fn rules(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {

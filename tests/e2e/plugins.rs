@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::harness::client::{assert_echo, socks_tunnel, try_echo};
 use crate::harness::daemon::{Daemon, Setup, free_port};
 use crate::harness::server::Server;
-use crate::harness::status::{health, named, number};
+use crate::harness::status::{health, metric, named, number};
 use crate::harness::{Engine, PATIENCE, eventually, scenarios};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -131,7 +131,10 @@ fn a_plugin_that_dies_is_started_again_and_its_upstream_is_down_meanwhile(engine
     let first = pid(&near);
     assert_ne!(health(&near.status(), "out"), "down");
     kill(first);
-    eventually(PATIENCE, "the upstream is down", || health(&near.status(), "out") == "down");
+    eventually(PATIENCE, "the upstream is down", || {
+        let is_counted_as_down = metric(&near.metrics(), &["ringweir_plugin_up{"]) == 0.0;
+        is_counted_as_down && health(&near.status(), "out") == "down"
+    });
     let status = near.status();
     let why = named(&status, "targets", "out")["why"].as_str().unwrap();
     assert!(why.contains("relay does not run: signal: 9"), "{why}");
@@ -140,6 +143,13 @@ fn a_plugin_that_dies_is_started_again_and_its_upstream_is_down_meanwhile(engine
     assert_eq!(number(&plugin, &["restarts"]), 1, "{plugin}");
     assert_ne!(pid(&near), first);
     assert!(plugin["last_exit"].as_str().unwrap().contains("signal: 9"), "{plugin}");
+    assert_eq!([number(&plugin, &["starts"]), number(&plugin, &["exits"])], [2, 1], "{plugin}");
+    let text = near.metrics();
+    let figure = |name: &str| metric(&text, &[name, "of=\"upstream\"", "name=\"out\""]);
+    assert_eq!(
+        ["_up{", "_starts_total{", "_exits_total{"].map(|name| figure(&format!("ringweir_plugin{name}"))),
+        [1.0, 2.0, 1.0]
+    );
     assert_echo(&mut socks_tunnel(near.address("in"), echo.address()), b"again");
     let events = String::from_utf8(near.ask("GET", "/events").body).unwrap();
     for event in ["plugin-started", "plugin-ended", "down"] {
@@ -168,6 +178,8 @@ fn a_reload_leaves_plugins_alone_that_have_not_changed(engine: Engine) {
     assert_eq!(pid(&near), first);
     near.reload(&near_config(1, "client;otherwise")).unwrap();
     near.wait_line("the other listens", |line| line.contains("relaying with client;otherwise"));
+    eventually(PATIENCE, "the start is counted", || number(&plugin(&near), &["starts"]) == 2);
+    assert_eq!(number(&plugin(&near), &["exits"]), 0, "it was told to end");
     assert!(!is_there(first), "the new one waits until the old one is gone");
     near.reload(&near_config(1, "").replace("plugin = \"@dir@/relay\"\nplugin_opts = \"\"\n", "")).unwrap();
     assert!(near.status().get("plugins").is_none());

@@ -23,6 +23,9 @@ use crate::model::{Config, TargetKind, Upstream};
 /// How long a start waits for plugins to listen. Those that take longer come later.
 pub(crate) const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 
+/// The word for a plugin that listens.
+const READY: &str = "ready";
+
 /// Whose a plugin is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Owner {
@@ -85,6 +88,13 @@ enum State {
     Down { why: String },
 }
 
+/// How often it has come and gone, whatever it was told; counts from the first to the last with that owner.
+#[derive(Clone, Copy, Debug, Default)]
+struct Runs {
+    started: u64,
+    ended: u64,
+}
+
 #[derive(Debug)]
 struct Running {
     spec: Spec,
@@ -92,6 +102,7 @@ struct Running {
     state: State,
     pid: Option<u32>,
     restarts: u64,
+    runs: Runs,
     last_exit: Option<String>,
     /// Dropped to end it.
     stop: oneshot::Sender<()>,
@@ -102,9 +113,9 @@ struct Running {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct PluginStatus {
     /// `upstream` or `listener`.
-    of: String,
+    pub(crate) of: String,
     /// The name of that.
-    name: String,
+    pub(crate) name: String,
     /// What is run.
     program: String,
     /// `starting`, `ready` or `down`.
@@ -118,19 +129,28 @@ pub(crate) struct PluginStatus {
     pid: Option<u32>,
     /// How often it was started again.
     restarts: u64,
+    /// How often it was started, changes of the configuration included.
+    pub(crate) starts: u64,
+    /// How often it ended by itself, or could not be started.
+    pub(crate) exits: u64,
     /// How it ended last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last_exit: Option<String>,
 }
 
 impl PluginStatus {
+    /// Whether it listens.
+    pub(crate) fn is_up(&self) -> bool {
+        self.state == READY
+    }
+
     /// A table, where there are plugins.
     pub(crate) fn to_table(plugins: &[PluginStatus], text: &mut String) {
         if plugins.is_empty() {
             return;
         }
         text.push('\n');
-        let titles = ["PLUGIN", "OF", "STATE", "PID", "RESTARTS", "REMOTE", "LOCAL", "LAST EXIT"];
+        let titles = ["PLUGIN", "OF", "STATE", "PID", "RESTARTS", "EXITS", "REMOTE", "LOCAL", "LAST EXIT"];
         let mut rows = vec![crate::status::header(titles)];
         let dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         rows.extend(plugins.iter().map(|plugin| {
@@ -140,6 +160,7 @@ impl PluginStatus {
                 plugin.state.clone(),
                 dash(plugin.pid.map(|pid| pid.to_string())),
                 plugin.restarts.to_string(),
+                plugin.exits.to_string(),
                 plugin.remote.clone(),
                 dash(plugin.local.clone()),
                 dash(plugin.last_exit.clone()),
@@ -175,11 +196,12 @@ impl Plugins {
             let running = match before.remove(&owner) {
                 Some(same) if same.spec == spec => same,
                 other => {
+                    let runs = other.as_ref().map_or_else(Runs::default, |other| other.runs);
                     // The new one may want the address of the old one.
                     let old = other.map(Running::stop);
                     self.next += 1;
                     let teller = Teller { owner: owner.clone(), id: self.next, news: news.clone() };
-                    Running::start(spec, teller, old)
+                    Running { runs, ..Running::start(spec, teller, old) }
                 }
             };
             self.running.insert(owner, running);
@@ -200,6 +222,7 @@ impl Plugins {
         match news.what {
             Happening::Started { pid } => {
                 running.restarts += u64::from(running.last_exit.is_some());
+                running.runs.started += 1;
                 running.pid = Some(pid);
                 running.state = State::Starting;
                 (false, None)
@@ -213,6 +236,7 @@ impl Plugins {
             Happening::Ended { why, wait } => {
                 let what = format!("{program}: {why}; again in {} s", wait.as_secs());
                 running.pid = None;
+                running.runs.ended += 1;
                 running.state = State::Down { why: format!("its plugin {program} does not run: {why}") };
                 running.last_exit = Some(why);
                 (true, upstream.map(|upstream| Told::Ended { upstream, what }))
@@ -271,7 +295,7 @@ impl Plugins {
             };
             let (state, local) = match state {
                 State::Starting => ("starting", running.spec.local),
-                State::Ready { local } => ("ready", Some(*local)),
+                State::Ready { local } => (READY, Some(*local)),
                 State::Down { .. } => ("down", running.spec.local),
             };
             let (host, port) = &running.spec.remote;
@@ -288,6 +312,8 @@ impl Plugins {
                 local: local.map(|local| local.to_string()),
                 pid: running.pid,
                 restarts: running.restarts,
+                starts: running.runs.started,
+                exits: running.runs.ended,
                 last_exit: running.last_exit.clone(),
             }
         };
@@ -308,7 +334,8 @@ impl Running {
         let (stop, stopped) = oneshot::channel();
         let id = teller.id;
         let task = tokio::spawn(supervise(spec.clone(), teller, stopped, after));
-        Running { spec, id, state: State::Starting, pid: None, restarts: 0, last_exit: None, stop, task }
+        let (state, runs) = (State::Starting, Runs::default());
+        Running { spec, id, state, pid: None, restarts: 0, runs, last_exit: None, stop, task }
     }
 
     /// Tells it to end; the task is over when it has.
