@@ -3,6 +3,7 @@
 
 mod health;
 mod programs;
+mod reload;
 mod restart;
 mod rules;
 
@@ -21,12 +22,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use self::programs::await_plugins;
+use self::reload::Reading;
 use crate::admin::{self, Scope};
 use crate::assemble::{Knowledge, assemble};
 use crate::bind::{self, OpenBind, Opened};
 use crate::check::{self, Finding, MAX_PROBES};
 use crate::clock;
-use crate::config;
 use crate::health::Care;
 use crate::health::history::Entry;
 use crate::health::retire::Retirements;
@@ -34,7 +35,7 @@ use crate::health::speed::{self, Speeds};
 use crate::histogram::{Keeper, Source};
 use crate::metrics::Reloads;
 use crate::model::{Config, Endpoint, EngineKind, TargetKind};
-use crate::passwords::{self, pool::Pool};
+use crate::passwords::pool::Pool;
 use crate::plugins::{self, News, Plugins};
 use crate::resolve::{self, Located, NamePort, Names, Watch};
 use crate::rules::files::{Change, Watcher};
@@ -191,7 +192,8 @@ pub(crate) async fn serve(
         let histograms_at = daemon.histograms.next_at();
         let care_at = daemon.knowledge.care.poll_timeout();
         tokio::select! {
-            Some(event) = inbox.recv() => daemon.handle_event(event).await,
+            Some(event) = inbox.recv() => daemon.handle_event(event),
+            read = daemon.reading.finished() => daemon.handle_read(read).await,
             Some(finding) = found.recv() => daemon.handle_finding(finding),
             Some(notice) = noticed.recv() => daemon.handle_notice(notice),
             () = sleep_until(care_at.unwrap_or_else(Instant::now)), if care_at.is_some() => {
@@ -262,6 +264,7 @@ struct Daemon {
     watches: HashMap<Arc<str>, Watch>,
     last_probes: HashMap<Arc<str>, Probed>,
     reloads: Reloads,
+    reading: Reading,
     /// Of listeners that a reload removed: their sessions live on and are waited for.
     retired: Vec<Arc<ListenerCounters>>,
     histograms: Keeper,
@@ -338,6 +341,7 @@ impl Daemon {
             watches: HashMap::new(),
             last_probes: HashMap::new(),
             reloads: Reloads::default(),
+            reading: Reading::default(),
             retired: Vec::new(),
             histograms,
             started_at: Instant::now(),
@@ -395,21 +399,9 @@ impl Daemon {
 
 // What happens.
 impl Daemon {
-    async fn handle_event(&mut self, event: Event) {
+    fn handle_event(&mut self, event: Event) {
         match event {
-            Event::Reload(reply) => {
-                let result = self.reload().await;
-                match &result {
-                    Ok(text) => tracing::info!("{text}"),
-                    Err(errors) => {
-                        tracing::error!("the configuration is refused, the old one serves on: {errors}")
-                    }
-                }
-                if let Some(reply) = reply {
-                    // Whoever asked may have left.
-                    let _ = reply.send(result);
-                }
-            }
+            Event::Reload(reply) => self.handle_reload(reply),
             Event::Select { group, target, reply } => {
                 let _ = reply.send(self.select(&group, &target));
             }
@@ -446,80 +438,6 @@ impl Daemon {
 
 // How it changes.
 impl Daemon {
-    async fn reload(&mut self) -> Result<String, String> {
-        signals::notify(ServiceState::Reloading);
-        let result = self.try_reload().await;
-        match &result {
-            Ok(_) => self.reloads.applied += 1,
-            Err(_) => self.reloads.refused += 1,
-        }
-        signals::notify(ServiceState::Ready);
-        result
-    }
-
-    async fn try_reload(&mut self) -> Result<String, String> {
-        if self.phase != Phase::Serving {
-            return Err("the daemon is ending\n".to_owned());
-        }
-        let Some(file) = &self.settings.file else {
-            return Err(
-                "there is no configuration file to read: the daemon was started without one\n".to_owned()
-            );
-        };
-        let mut config = config::load(file).map_err(|errors| errors.to_string())?;
-        self.settings.overrides.apply(&mut config);
-        passwords::keep_known(&mut config, &self.config);
-        bind::try_upstreams(&config).map_err(|error| format!("{error}\n"))?;
-        plugins::try_out(&config).map_err(|error| format!("{error}\n"))?;
-        let (binds, opened, next_bind) = bind::open_all(&config, &self.binds, self.workers, self.next_bind)
-            .map_err(|error| format!("{error}\n"))?;
-        self.forget_addresses(&config);
-        resolve::locate(&config, &self.names, &mut self.knowledge).await;
-        let later = self.needs_restart(&config);
-        self.retire_listeners(&config);
-        self.histograms.handle_reload(config.histograms.clone(), &self.snapshot);
-        let before = std::mem::replace(&mut self.binds, binds);
-        self.next_bind = next_bind;
-        self.config = config;
-        self.knowledge.retain(&self.config);
-        self.knowledge.rules.configure(&self.config, self.workers);
-        self.knowledge.care.reconfigure(&self.config);
-        self.knowledge.plugins.configure(&self.config, &self.binds);
-        self.watch_targets();
-        self.watch_files();
-        self.publish(opened);
-        self.announce(&before);
-        let gone = before.iter().filter(|bind| !self.binds.iter().any(|kept| kept.id == bind.id));
-        gone.for_each(remove_socket_file);
-        let mut text = format!("the configuration is applied, snapshot {}\n", self.snapshot.generation);
-        let later =
-            later.into_iter().map(str::to_owned).chain(bind::with_old_sockets(&self.config, &self.binds));
-        for what in later {
-            text.push_str(&format!("{what} takes effect at the next start only\n"));
-        }
-        Ok(text)
-    }
-
-    /// Keeps the counters of listeners that are about to go, while they have sessions.
-    fn retire_listeners(&mut self, new: &Config) {
-        self.retired.retain(|counters| counters.sum(|cell| &cell.active) > 0);
-        let gone =
-            self.snapshot.listeners.iter().filter(|old| new.listeners.iter().all(|one| one.name != old.name));
-        self.retired.extend(gone.map(|listener| Arc::clone(&listener.counters)));
-    }
-
-    /// The addresses of an upstream that is written otherwise now are those of somebody else.
-    fn forget_addresses(&mut self, new: &Config) {
-        let endpoint = |config: &Config, name: &str| {
-            config.targets.iter().find(|target| &*target.name == name).and_then(|target| match &target.kind {
-                TargetKind::Upstream(upstream) => Some(upstream.endpoint.clone()),
-                TargetKind::Group(_) => None,
-            })
-        };
-        let old = &self.config;
-        self.knowledge.addresses.retain(|name, _| endpoint(old, name) == endpoint(new, name));
-    }
-
     /// Starts checks and lookups that are new, and ends those that are gone or asked for otherwise.
     fn watch_targets(&mut self) {
         let mut checks = std::mem::take(&mut self.checks);

@@ -1,6 +1,9 @@
 //! A new configuration is applied whole or refused whole, and sessions live on.
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -25,11 +28,55 @@ scenarios!(Welcome:
     sighup_reloads,
     the_reload_command_reloads_or_tells_why_not,
     counters_survive_a_reload,
+    questions_are_answered_while_the_configuration_is_read,
 );
 
 mod alone {
     use super::*;
     scenarios!(Alone: fifty_reloads_under_load_lose_nothing);
+}
+
+fn questions_are_answered_while_the_configuration_is_read(engine: Engine) {
+    let (a, b) = (Server::named(b'a'), Server::named(b'b'));
+    let upstreams = upstream("a", a.address()) + &upstream("b", b.address());
+    let admin = "[admin]\nlisten = \"unix:@dir@/admin.sock\"\n";
+    let to = |target: &str| format!("{}{upstreams}{admin}", listener("in", 0, target));
+    let mut daemon = Daemon::start(engine, &to("a"));
+    let address = daemon.address("in");
+    // A file that is read for as long as somebody writes to it.
+    let file = daemon.path("ringweir.toml");
+    std::fs::remove_file(&file).unwrap();
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let folder = daemon.path("").display().to_string();
+    let write = |mut pipe: File, target: &str| {
+        pipe.write_all(to(target).replace("@dir@/", &folder).as_bytes()).unwrap();
+    };
+    thread::scope(|scope| {
+        let ask = || daemon.ask("POST", "/reload");
+        let first = scope.spawn(ask);
+        // It opens when the daemon reads.
+        let pipe = OpenOptions::new().write(true).open(&file).unwrap();
+        let second = scope.spawn(ask);
+        assert_eq!(daemon.status()["generation"], 1);
+        assert_eq!(name_at(address), Some('a'));
+        assert!(!first.is_finished() && !second.is_finished());
+        write(pipe, "b");
+        assert_eq!(first.join().unwrap().status, 200);
+        // Whoever asked behind the first reading gets one of their own.
+        write(OpenOptions::new().write(true).open(&file).unwrap(), "a");
+        assert_eq!(second.join().unwrap().status, 200);
+    });
+    assert_eq!(name_at(address), Some('a'));
+    assert!(
+        daemon.metrics().contains("ringweir_reloads_total{result=\"applied\"} 2"),
+        "{}",
+        daemon.metrics()
+    );
+    // A file that hangs keeps nobody from ending.
+    daemon.signal(Signal::HUP);
+    let _pipe = OpenOptions::new().write(true).open(&file).unwrap();
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait_exit(PATIENCE).success());
 }
 
 /// A listener on a certain port.
