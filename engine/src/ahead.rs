@@ -79,10 +79,13 @@ pub(crate) fn handle_received(
 /// The pool has a buffer again: whether it was for this.
 pub(crate) fn feed(live: &mut Live, id: SessionId, lane: u8, tools: &mut Tools) -> bool {
     let Some(dial) = live.dials.slot(lane) else { return false };
-    let (attempt, is_starved) = (dial.attempt, dial.stream.receiving == Receiving::Starved);
+    let is_starved = dial.stream.receiving == Receiving::Starved;
     if is_starved {
-        dial.stream.receiving = Receiving::Idle;
-        receive(live, id, attempt, tools);
+        // Not once it is readable: those are tried only after all others of a turn.
+        dial.stream.receiving = Receiving::InFlight;
+        tools.ring.receive(token_in(Op::Receive, lane, id), dial.stream.fd(), AHEAD_BYTES);
+        dial.in_flight += 1;
+        live.in_flight += 1;
     }
     is_starved
 }

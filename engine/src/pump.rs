@@ -81,6 +81,19 @@ pub(crate) fn receive(live: &mut Live, id: SessionId, side: Side, tools: &mut To
         return sealed::await_source(live, id, side, tools);
     }
     debug_assert_eq!(stream.receiving, Receiving::Idle);
+    if !tools.starved.is_empty() {
+        // Others came first.
+        stream.receiving = Receiving::Starved;
+        tools.starved.push_back((id, lane_of(side)));
+        return;
+    }
+    begin_receive(live, id, side, tools);
+}
+
+/// Starts a receive into buffers of the pool.
+pub(crate) fn begin_receive(live: &mut Live, id: SessionId, side: Side, tools: &mut Tools) {
+    let is_paced = live.session.is_paced();
+    let Some(stream) = live.stream(side) else { return };
     stream.receiving = Receiving::InFlight;
     let token = token(Op::Receive, side, id);
     match stream.pace {
@@ -118,6 +131,10 @@ pub(crate) fn handle_received(
             receive(live, id, side, tools);
         }
         Err(Errno::NOBUFS) => {
+            if stream.pace == Pace::Calm {
+                // One that waits until its source is readable is tried only after all others of its turn.
+                stream.pace = Pace::Pressing;
+            }
             stream.receiving = Receiving::Starved;
             tools.starved.push_back((id, lane_of(side)));
         }

@@ -73,7 +73,7 @@ pub(crate) struct Tools {
     pub(crate) landing: Vec<u8>,
     /// The moment of this turn.
     pub(crate) now: Instant,
-    /// Receives that found the pool empty, in the order in which they will get buffers.
+    /// Receives that found the pool empty, and those that came later, in the order in which they will get buffers.
     pub(crate) starved: VecDeque<(SessionId, u8)>,
     /// A dial found no descriptor or memory in this turn.
     pub(crate) exhausted: Option<Errno>,
@@ -157,13 +157,19 @@ impl Worker {
         let origin = Clock::now();
         let mut fired = Vec::new();
         loop {
-            let timeout = self.timers.next_wait(self.tools.now);
+            let timeout = if self.can_feed() {
+                // They are fed in the next turn, ahead of what it completes.
+                Some(Duration::ZERO)
+            } else {
+                self.timers.next_wait(self.tools.now)
+            };
             if let Err(error) = self.tools.ring.wait(timeout) {
                 // Nothing that is asked of the kernel here can fail but by a fault of ours.
                 panic!("io_uring_enter failed: {error}");
             }
             let elapsed = u64::try_from(origin.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.tools.now = Instant::from_micros(elapsed);
+            self.feed_starved();
             while let Some(completion) = self.tools.ring.next_completion() {
                 self.handle_completion(completion);
             }
@@ -171,7 +177,6 @@ impl Worker {
             for timer in fired.drain(..) {
                 self.handle_timer(timer);
             }
-            self.feed_starved();
             self.resume_accepting();
             if self.is_done() {
                 return;
@@ -296,7 +301,13 @@ impl Worker {
         }
     }
 
-    /// Gives buffers that came back to those who wait for one, in order.
+    /// Whether somebody waits for a buffer, and there is one.
+    fn can_feed(&self) -> bool {
+        !self.tools.starved.is_empty() && self.tools.ring.buffers_available() > 0
+    }
+
+    /// Gives buffers that came back to those who wait for one, in order. Ahead of all other receives of a turn: those
+    /// whose sends end in each would else empty the kernel's ring of buffers in each, and who waits would wait for ever.
     fn feed_starved(&mut self) {
         let mut buffers = self.tools.ring.buffers_available();
         while buffers > 0
@@ -310,7 +321,7 @@ impl Worker {
             let Some(stream) = live.stream(side) else { continue };
             if stream.receiving == Receiving::Starved {
                 stream.receiving = Receiving::Idle;
-                pump::receive(live, id, side, &mut self.tools);
+                pump::begin_receive(live, id, side, &mut self.tools);
                 buffers -= 1;
             }
         }
@@ -348,6 +359,8 @@ impl Worker {
 
 /// Gives up what a closing session still has under way; each operation is then answered once more.
 pub(crate) fn cancel_all(live: &mut Live, id: SessionId, tools: &mut Tools) {
+    // Whoever comes and goes while nobody gets a buffer leaves nothing in the queue.
+    tools.starved.retain(|(starved, _)| *starved != id);
     for side in [Side::Client, Side::Upstream] {
         let Some(stream) = live.stream(side) else { continue };
         if stream.receiving == Receiving::InFlight {

@@ -36,6 +36,7 @@ mod reset;
 mod retire;
 mod rules;
 mod shadowsocks;
+mod shares;
 mod sockets;
 mod socks;
 mod splicing;
