@@ -11,6 +11,7 @@ mod account;
 mod ahead;
 mod connect;
 mod handshake;
+mod lean;
 mod listener;
 mod live;
 mod pump;

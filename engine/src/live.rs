@@ -57,6 +57,8 @@ pub(crate) enum Receiving {
     },
     /// Polled for; then it is received into memory of the worker's, and translated.
     AwaitedSealed,
+    /// Polled for, because the pool is empty; then it is received into memory of the session's own.
+    AwaitedLean,
     /// The last receive failed, behind bytes that are to be delivered first.
     Failed,
     /// The pool had no buffer; waits in the worker's queue for one.

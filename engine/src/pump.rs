@@ -255,7 +255,11 @@ pub(crate) fn send(live: &mut Live, id: SessionId, direction: Direction, bytes: 
             source.held = Held::Pipe(pipe);
             return splice::drain(live, id, direction, bytes, tools);
         }
-        Held::Bytes(translated) => return send_translated(live, id, direction, translated, tools),
+        Held::Bytes(mut owned) => {
+            // What is behind is not to be forwarded.
+            owned.truncate(bytes);
+            return send_owned(live, id, direction, owned, tools);
+        }
         Held::Nothing => unreachable!("a send follows what was received"),
     };
     let Some(sink) = live.stream(direction.sink()) else { return };
@@ -274,8 +278,8 @@ pub(crate) fn send(live: &mut Live, id: SessionId, direction: Direction, bytes: 
     live.in_flight += 1;
 }
 
-/// Sends what was translated, all of which is to be forwarded.
-fn send_translated(live: &mut Live, id: SessionId, direction: Direction, bytes: Vec<u8>, tools: &mut Tools) {
+/// Sends what lies in memory of the session's own.
+fn send_owned(live: &mut Live, id: SessionId, direction: Direction, bytes: Vec<u8>, tools: &mut Tools) {
     let Some(sink) = live.stream(direction.sink()) else { return };
     sink.sending = Sending::Pumped;
     tools.ring.send_owned(token(Op::Send, direction.sink(), id), sink.fd(), bytes, 0);

@@ -35,7 +35,7 @@ pub(crate) fn await_source(live: &mut Live, id: SessionId, side: Side, tools: &m
 pub(crate) fn receive(live: &mut Live, id: SessionId, side: Side, tools: &mut Tools) {
     let direction = Direction::from(side);
     // Of a worker that has no such streams it takes nothing.
-    tools.landing.resize(LANDING_BYTES, 0);
+    tools.land(LANDING_BYTES);
     let mut out = tools.ring.spare_bytes_for(LANDING_BYTES);
     let mut received = 0;
     for _ in 0..READS {

@@ -12,7 +12,7 @@ use ringweir_ring::{Errno, Op, PollEvents, Token};
 use crate::live::{Held, Live, Receiving, Sending, lane_of, token_in};
 use crate::sessions::SessionId;
 use crate::worker::Tools;
-use crate::{pump, sealed};
+use crate::{lean, pump, sealed};
 
 /// The lanes of polls for room are those of polls for bytes, moved up by this much.
 const WRITABLE: u8 = 2;
@@ -88,6 +88,7 @@ pub(crate) fn handle_polled(live: &mut Live, id: SessionId, lane: u8, tools: &mu
     match was {
         Receiving::Awaited { max_bytes } => fill(live, id, Direction::from(side), max_bytes, tools),
         Receiving::AwaitedSealed => sealed::receive(live, id, side, tools),
+        Receiving::AwaitedLean => lean::receive(live, id, side, tools),
         Receiving::Idle | Receiving::InFlight | Receiving::Starved | Receiving::Failed => {
             unreachable!("a poll for bytes follows the wish for them")
         }
@@ -98,7 +99,9 @@ pub(crate) fn handle_polled(live: &mut Live, id: SessionId, lane: u8, tools: &mu
 pub(crate) fn cancel(live: &mut Live, id: SessionId, side: Side, tools: &mut Tools) {
     let Some(stream) = live.stream(side) else { return };
     match stream.receiving {
-        Receiving::Awaited { .. } | Receiving::AwaitedSealed => tools.ring.cancel(readable(side, id)),
+        Receiving::Awaited { .. } | Receiving::AwaitedSealed | Receiving::AwaitedLean => {
+            tools.ring.cancel(readable(side, id));
+        }
         Receiving::Idle | Receiving::InFlight | Receiving::Starved | Receiving::Failed => {}
     }
     match stream.sending {

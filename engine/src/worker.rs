@@ -26,7 +26,7 @@ use crate::live::{Live, Receiving, Sending, token, token_in};
 use crate::seats::Seats;
 use crate::sessions::{SessionId, Sessions};
 use crate::timers::{TimerId, Wheel};
-use crate::{ahead, connect, handshake, pump, splice};
+use crate::{ahead, connect, handshake, lean, pump, splice};
 
 /// What a worker is told from outside.
 pub(crate) enum Message {
@@ -176,6 +176,9 @@ impl Worker {
             self.timers.expire(self.tools.now, &mut fired);
             for timer in fired.drain(..) {
                 self.handle_timer(timer);
+            }
+            if self.tools.ring.buffers_available() == 0 {
+                self.feed_lean();
             }
             self.resume_accepting();
             if self.is_done() {
@@ -327,6 +330,21 @@ impl Worker {
         }
     }
 
+    /// Lets those who wait do without a buffer. Attempts go on waiting.
+    fn feed_lean(&mut self) {
+        for _ in 0..self.tools.starved.len() {
+            let Some((id, lane)) = self.tools.starved.pop_front() else { return };
+            let Some(live) = self.sessions.get_mut(id) else { continue };
+            let Some(side) = live.side_of(lane) else {
+                self.tools.starved.push_back((id, lane));
+                continue;
+            };
+            if live.stream(side).is_some_and(|stream| stream.receiving == Receiving::Starved) {
+                lean::await_source(live, id, side, &mut self.tools);
+            }
+        }
+    }
+
     fn retire(&mut self, order: &Arc<Retirement>) {
         for id in self.sessions.ids() {
             let Some(live) = self.sessions.get_mut(id) else { continue };
@@ -353,6 +371,15 @@ impl Worker {
         match self.phase {
             Phase::Serving => false,
             Phase::Stopping { give_up_at } => self.sessions.len() == 0 || self.tools.now >= give_up_at,
+        }
+    }
+}
+
+impl Tools {
+    /// Makes the landing so large at least. A worker that needs none takes no memory for it.
+    pub(crate) fn land(&mut self, bytes: usize) {
+        if self.landing.len() < bytes {
+            self.landing.resize(bytes, 0);
         }
     }
 }

@@ -7,16 +7,19 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::harness::client::connect;
+use crate::harness::client::{assert_echo, connect};
 use crate::harness::daemon::{Daemon, Setup};
 use crate::harness::server::Server;
+use crate::harness::status::{named, number};
 use crate::harness::{Engine, PATIENCE, eventually, scenarios};
 use crate::relay::to;
 
 scenarios!(Alone:
     every_session_gets_on_while_many_stream_both_ways,
     every_session_gets_on_when_all_are_sealed,
+    readers_that_stall_stop_nobody_else,
 );
 
 /// Each has two directions, each of which takes up to 16 buffers at a time: eight times what a turn can receive.
@@ -27,6 +30,9 @@ const ROUND_BYTES: u64 = 8 << 20;
 
 /// What one read or write takes.
 const PIECE_BYTES: usize = 64 * 1024;
+
+/// How long nothing may have moved before all are taken to be full.
+const SETTLED: Duration = Duration::from_millis(500);
 
 const COPYING: &str = "[engine]\nsplice = \"off\"\n";
 
@@ -52,6 +58,31 @@ fn every_session_gets_on_when_all_are_sealed(engine: Engine) {
         far.address("in")
     ));
     assert_all_get_on(near.address("in"), &tally);
+}
+
+fn readers_that_stall_stop_nobody_else(engine: Engine) {
+    /// Each holds 16 buffers, and a worker has 1024.
+    const STALLED: usize = 100;
+    const SAID: [u8; 100_000] = [7; 100_000];
+    let (source, echo) = (Server::source(u64::MAX), Server::echo());
+    let second = to(echo.address()).replace("\"in\"", "\"echo\"").replace("\"up\"", "\"back\"");
+    let config =
+        format!("{COPYING}{}{}", to(source.address()), second.replace("upstream.up", "upstream.back"));
+    let daemon = Setup::new(engine).workers(1).start(&config);
+    let stalled: Vec<TcpStream> = (0..STALLED).map(|_| connect(daemon.address("in"))).collect();
+    // Nothing tells from outside that all their buffers are full, but that no more comes to be sent.
+    let sent = || number(named(&daemon.status(), "listeners", "in"), &["bytes_down"]);
+    let mut last = (0, Instant::now());
+    eventually(PATIENCE, "all of them stall", || {
+        let now = sent();
+        if now != last.0 || now == 0 {
+            last = (now, Instant::now());
+        }
+        last.1.elapsed() > SETTLED
+    });
+    assert_echo(&mut connect(daemon.address("echo")), &SAID);
+    drop(stalled);
+    assert_echo(&mut connect(daemon.address("echo")), &SAID);
 }
 
 /// A server that reads and writes without end, whose clients say first which of them they are.
