@@ -17,6 +17,10 @@ const TURN_BYTES: usize = 256 * 1024;
 /// What a receive or send counts at least, for it costs that even if it moves less.
 const STEP_BYTES: usize = 32 * 1024;
 
+/// How many full receives of a source that is sealed are translated before they are sent: larger sends are cheaper by
+/// what each costs whoever is woken by it.
+const SEALED_RECEIVES: usize = 4;
+
 /// One direction of a session.
 #[derive(Debug)]
 pub(crate) struct Lane {
@@ -24,6 +28,8 @@ pub(crate) struct Lane {
     pub(crate) held: Option<Held>,
     /// What the next receive takes.
     size: Size,
+    /// The last receive failed, behind bytes that are to be delivered first.
+    has_failed: bool,
 }
 
 /// The step that the session gave out last.
@@ -55,7 +61,7 @@ pub(crate) enum Held {
 
 impl Default for Lane {
     fn default() -> Lane {
-        Lane { job: Job::Nothing, held: None, size: Size::Small }
+        Lane { job: Job::Nothing, held: None, size: Size::Small, has_failed: false }
     }
 }
 
@@ -122,6 +128,10 @@ fn begin(live: &mut Live, direction: Direction) -> Pass {
 }
 
 fn receive(live: &mut Live, direction: Direction, cx: &mut Context<'_>) -> Pass {
+    if live.lane(direction).has_failed {
+        live.session.handle_receive_failed(direction);
+        return Pass::Over;
+    }
     let size = live.lane(direction).size;
     let mut buffer = live.worker.buffers.borrow_mut().take(size);
     let Some(source) = live.end(direction.source()) else { unreachable!("both sides are open") };
@@ -138,11 +148,11 @@ fn receive(live: &mut Live, direction: Direction, cx: &mut Context<'_>) -> Pass 
             let lane = live.lane(direction);
             lane.size = if is_paced { Size::Small } else { Size::after(bytes) };
             if is_sealed {
-                translate(live, direction, buffer, bytes);
-            } else {
-                lane.held = Some(Held::Buffer { buffer, sent: 0, end: bytes });
-                live.session.handle_received(direction, bytes, now);
+                let most = if is_paced { 1 } else { SEALED_RECEIVES };
+                return Pass::Moved(translate(live, direction, buffer, bytes, most, cx));
             }
+            lane.held = Some(Held::Buffer { buffer, sent: 0, end: bytes });
+            live.session.handle_received(direction, bytes, now);
             return Pass::Moved(bytes);
         }
         Ok(0) => live.session.handle_ended(direction, now),
@@ -152,11 +162,36 @@ fn receive(live: &mut Live, direction: Direction, cx: &mut Context<'_>) -> Pass 
     Pass::Over
 }
 
-/// Has what was received translated, where a side is sealed.
-fn translate(live: &mut Live, direction: Direction, buffer: Buffer, bytes: usize) {
+/// Has what was received translated, where a side is sealed, and what is received thereafter, as long as the buffer is
+/// filled, `most` times in all. Returns how much was received.
+fn translate(
+    live: &mut Live,
+    direction: Direction,
+    mut buffer: Buffer,
+    first: usize,
+    most: usize,
+    cx: &mut Context<'_>,
+) -> usize {
     let mut out = live.worker.buffers.borrow_mut().take_empty();
-    let pieces = std::iter::once(&buffer.bytes()[..bytes]);
-    live.session.handle_received_sealed(direction, pieces, &mut out, live.now);
+    let (mut bytes, mut total) = (first, 0);
+    for receives in 1..=most {
+        let pieces = std::iter::once(&buffer.bytes()[..bytes]);
+        live.session.handle_received_sealed(direction, pieces, &mut out, live.now);
+        total += bytes;
+        if bytes < buffer.bytes().len() || receives == most {
+            break;
+        }
+        let Some(source) = live.end(direction.source()) else { break };
+        match source.stream.poll_read(cx, buffer.bytes_mut()) {
+            Poll::Ready(Ok(more @ 1..)) => bytes = more,
+            Poll::Ready(Err(_)) => {
+                live.lane(direction).has_failed = true;
+                break;
+            }
+            // An end is read again.
+            Poll::Ready(Ok(_)) | Poll::Pending => break,
+        }
+    }
     let mut buffers = live.worker.buffers.borrow_mut();
     buffers.give_back(buffer);
     if out.is_empty() {
@@ -165,6 +200,7 @@ fn translate(live: &mut Live, direction: Direction, buffer: Buffer, bytes: usize
         drop(buffers);
         live.lane(direction).held = Some(Held::Bytes { bytes: out, sent: 0 });
     }
+    total
 }
 
 fn send(live: &mut Live, direction: Direction, bytes: usize, cx: &mut Context<'_>) -> Pass {
