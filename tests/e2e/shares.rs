@@ -63,7 +63,7 @@ fn every_session_gets_on_when_all_are_sealed(engine: Engine) {
 fn readers_that_stall_stop_nobody_else(engine: Engine) {
     /// Each holds 16 buffers, and a worker has 1024.
     const STALLED: usize = 100;
-    const SAID: [u8; 100_000] = [7; 100_000];
+    static SAID: [u8; 100_000] = [7; 100_000];
     let (source, echo) = (Server::source(u64::MAX), Server::echo());
     let second = to(echo.address()).replace("\"in\"", "\"echo\"").replace("\"up\"", "\"back\"");
     let config =
