@@ -201,7 +201,8 @@ fn capacity(target: &model::Target, known: &mut HashMap<Arc<str>, Arc<Capacity>>
     Some(Arc::clone(capacity))
 }
 
-/// The server of a listener, as the one before where nothing of it has changed: that knows which salts have come.
+/// The server of a listener, as the one before where nothing of it has changed: that knows which salts have come. One
+/// that has changed, as by another user, takes that over.
 fn shadowsocks(
     listener: &model::Listener,
     known: &mut HashMap<Arc<str>, Arc<Server>>,
@@ -209,7 +210,7 @@ fn shadowsocks(
     let server = listener.shadowsocks.as_ref()?;
     let known = known.entry(Arc::clone(&listener.name)).or_insert_with(|| Arc::clone(server));
     if *known != *server {
-        *known = Arc::clone(server);
+        *known = Arc::new(server.succeeding(known));
     }
     Some(Arc::clone(known))
 }
@@ -347,6 +348,11 @@ fn health(config: &Config, knowledge: &Knowledge, index: TargetIndex) -> Health 
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
+    use ringweir_flow::wire::Destination;
+    use ringweir_flow::wire::shadowsocks::{Accept, Client, Method, Secret, Serial, Unwelcome};
+
     use super::*;
 
     const NESTED: &str = r#"
@@ -389,6 +395,37 @@ pub(crate) mod tests {
         assert_eq!(health_of(&both_out, "pool"), Health::Down, "one is down, the other drained");
         knowledge.health.insert("a".into(), Health::Up);
         assert_eq!(health_of(&snapshot(&mut knowledge), "pool"), Health::Up);
+    }
+
+    #[test]
+    fn a_stream_that_came_does_not_come_again_after_users_have_changed() {
+        let key = |fill: u8| BASE64_STANDARD.encode([fill; 16]);
+        let config = |users: &str| {
+            let text = format!(
+                "[[listener]]\nname = \"in\"\nbind = \"127.0.0.1:0\"\nprotocol = \"shadowsocks\"\n\
+                 method = \"2022-blake3-aes-128-gcm\"\npassword = \"{}\"\nusers = {{ {users} }}\n\
+                 target = \"direct\"\n",
+                key(1)
+            );
+            crate::config::parse(&text, "test", std::path::Path::new("")).unwrap()
+        };
+        let (ann, bob) = (format!("ann = \"{}\"", key(2)), format!("bob = \"{}\"", key(3)));
+        let serial = Serial { generation: 1, worker: 0, count: 0 };
+        let method = Method::Blake3Aes128Gcm;
+        let keys = format!("{}:{}", key(1), key(2));
+        let client = Client::new(method, &keys, Secret::new([7; 32]), crate::clock::wall()).unwrap();
+        let mut said = Vec::new();
+        let destination = Destination::from_host(b"a.example", 443).unwrap();
+        Arc::new(client).tunnel(destination, serial, 0).seal([&b"hello"[..]], &mut said);
+
+        let mut knowledge = Knowledge::default();
+        let mut offer = |users: &str| {
+            let snapshot = assemble(&config(users), &mut knowledge, &[], 1, 1, false);
+            Accept::new(snapshot.listeners[0].shadowsocks.as_ref().unwrap(), serial).read(&said)
+        };
+        assert!(offer(&ann).unwrap().is_some());
+        assert_eq!(offer(&ann).unwrap_err(), Unwelcome::Replayed, "nothing has changed");
+        assert_eq!(offer(&format!("{ann}, {bob}")).unwrap_err(), Unwelcome::Replayed, "bob has come");
     }
 
     #[test]

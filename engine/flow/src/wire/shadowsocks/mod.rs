@@ -76,18 +76,18 @@ impl fmt::Debug for Secret {
 }
 
 /// What an endpoint of either side has of its own.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Own {
     method: Method,
     secret: Secret,
     clock: Arc<Clock>,
     /// Those of the streams that came.
-    salts: Salts,
+    salts: Arc<Salts>,
 }
 
 impl Own {
     fn new(method: Method, secret: Secret, clock: Arc<Clock>) -> Own {
-        Own { method, secret, clock, salts: Salts::new(method.edition()) }
+        Own { method, secret, clock, salts: Arc::new(Salts::new(method.edition())) }
     }
 
     /// The salt of a stream of ours: nobody can tell it from random, and none comes twice.

@@ -45,6 +45,16 @@ impl Server {
         Ok(Server { own: Own::new(method, secret, clock), key, users: named })
     }
 
+    /// This server in the place of one before: of keys that both have, no stream that came to that one comes again.
+    #[must_use]
+    pub fn succeeding(&self, before: &Server) -> Server {
+        let mut own = self.own.clone();
+        if own.method == before.own.method {
+            own.salts = Arc::clone(&before.own.salts);
+        }
+        Server { own, key: self.key.clone(), users: self.users.clone() }
+    }
+
     /// How it seals.
     pub fn method(&self) -> Method {
         self.own.method
