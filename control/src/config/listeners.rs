@@ -29,7 +29,9 @@ pub(crate) struct RawListener<'a> {
     table: Table<'a>,
     pub(crate) name: &'a str,
     binds: Vec<(BindAddress, Node<'a>)>,
+    /// `tcp` where what is said is none.
     pub(crate) protocol: Protocol,
+    is_misspelt: bool,
     pub(crate) target: Option<Node<'a>>,
     users: Option<Arc<Users>>,
     access: Option<Arc<Access>>,
@@ -127,6 +129,7 @@ fn listener<'a>(node: &Node<'a>, defaults: Timeouts, folder: &Path) -> Option<Ra
         ),
         allow_local: table.get("allow_local").map(|node| networks(&node)).unwrap_or_default(),
         protocol: protocol.flatten().unwrap_or(Protocol::Tcp),
+        is_misspelt: protocol == Some(None),
         socket: Listening {
             transparent: protocol.flatten() == Some(Protocol::Tproxy),
             ..sockets::listening(&table, &binds)
@@ -269,9 +272,16 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
         ("GB", 1_000_000_000),
         ("B", 1),
     ];
+    const WANTED: &str =
+        "wants a number of bytes with its unit, B, kB, MB, GB, KiB, MiB or GiB: \"10MiB\", \"500kB\"";
     let named = UNITS.iter().find_map(|(name, bytes)| Some((text.strip_suffix(name)?, *bytes)));
-    let (number, unit) = named.ok_or("wants a number of bytes with its unit: \"10MiB\", \"500kB\"")?;
-    let number: u64 = number.trim().parse().map_err(|_| format!("{number:?} is no whole number"))?;
+    let (number, unit) = named.ok_or(WANTED)?;
+    let number = number.trim();
+    if !number.bytes().all(|byte| byte.is_ascii_digit()) && unit == 1 {
+        // "10KB" and "10mb" end in a B as well.
+        return Err(WANTED.to_owned());
+    }
+    let number: u64 = number.parse().map_err(|_| format!("{number:?} is no whole number"))?;
     match number.checked_mul(unit) {
         Some(bytes) if bytes >= SLOWEST_BYTES => Ok(bytes),
         Some(_) => Err(format!("is too slow: {SLOWEST_BYTES} bytes a second are the least")),
@@ -303,6 +313,8 @@ pub(crate) fn judge(raw: Vec<RawListener<'_>>, graph: &Graph, rules: &[RulesNeed
 fn judge_one(raw: RawListener<'_>, graph: &Graph, need: RulesNeed) -> Listener {
     let target = raw.target.as_ref().and_then(|node| graph.find(node));
     match raw.protocol {
+        // What is misspelt may have been meant to be another.
+        Protocol::Tcp if raw.is_misspelt => {}
         Protocol::Tcp => report_no_destination(&raw, target, graph),
         Protocol::Socks | Protocol::Socks5 | Protocol::Http | Protocol::Mixed => report_open_relay(&raw),
         // They lead nowhere but where the client was going, as the rules of the system's own filter let it.

@@ -237,6 +237,12 @@ fn a_tcp_listener_cannot_lead_to_direct() {
 }
 
 #[test]
+fn a_protocol_that_is_misspelt_is_not_taken_for_tcp() {
+    let text = WEB.replace("target = \"pool\"", "protocol = \"redirct\"\ntarget = \"direct\"");
+    assert!(mistake(&text).to_string().contains("did you mean \"redirect\"?"));
+}
+
+#[test]
 fn names_and_addresses_are_taken_once() {
     let text = format!(
         "{WEB}{WEB}[upstream.pool]\naddress = \"10.0.0.1:80\"\n[group.pool]\nmembers = [\"direct\"]\n\
