@@ -10,7 +10,9 @@ use hyper::Method;
 use ringweir_flow::pick::Subject;
 use ringweir_flow::record::ClientAddr;
 use ringweir_flow::rules::{Action, Condition, Facts, Rule, Rules};
-use ringweir_flow::snapshot::{Group, ListenerIndex, Policy, Snapshot, TargetIndex, TargetKind, WorkerIndex};
+use ringweir_flow::snapshot::{
+    Group, ListenerIndex, Policy, Snapshot, TargetIndex, TargetKind, Upstream, WorkerIndex,
+};
 use ringweir_flow::time::Instant;
 use ringweir_flow::view::View;
 use ringweir_flow::wire::Destination;
@@ -176,7 +178,7 @@ pub(crate) fn explain(snapshot: &Arc<Snapshot>, question: &Question) -> Result<E
     let decision = rules.decide(&facts, snapshot.listener(listener).target);
     let verdicts = rules.list().iter().zip(rules.explain(&facts));
     let way = match decision.action {
-        Action::Target(target) => way(snapshot, target, question),
+        Action::Target(target) => way(snapshot, target, listener, question),
         Action::Reject | Action::Drop => Vec::new(),
     };
     Ok(Explanation {
@@ -252,21 +254,35 @@ fn shortcoming(condition: &Condition, facts: &Facts<'_>) -> String {
 }
 
 /// From a target down to whom it leads to, until that is a matter of chance.
-fn way(snapshot: &Arc<Snapshot>, from: TargetIndex, question: &Question) -> Vec<Step> {
+fn way(
+    snapshot: &Arc<Snapshot>,
+    from: TargetIndex,
+    listener: ListenerIndex,
+    question: &Question,
+) -> Vec<Step> {
+    let local = match &question.to {
+        Some(Destination::Address(to)) => {
+            Some(to.ip()).filter(|ip| !snapshot.listener(listener).reach.permits(*ip))
+        }
+        Some(Destination::Name(..)) | None => None,
+    };
     let mut steps = Vec::new();
     let mut next = Some(from);
     // The configuration bounds the depth and has no cycles.
     while let Some(index) = next.take() {
         let target = snapshot.target(index);
-        let (kind, why) = match &target.kind {
-            TargetKind::Upstream(_) if target.health.is_available() => {
+        let (kind, why) = match (&target.kind, local) {
+            (TargetKind::Upstream(Upstream::Direct), Some(ip)) => {
+                ("upstream", format!("it would refuse: {ip} is local, and not in allow_local"))
+            }
+            (TargetKind::Upstream(_), _) if target.health.is_available() => {
                 ("upstream", "it would be tried".to_owned())
             }
-            TargetKind::Upstream(_) => ("upstream", "it gets no new sessions".to_owned()),
-            TargetKind::Group(_) if !target.health.is_available() => {
+            (TargetKind::Upstream(_), _) => ("upstream", "it gets no new sessions".to_owned()),
+            (TargetKind::Group(_), _) if !target.health.is_available() => {
                 ("group", "it gets no new sessions".to_owned())
             }
-            TargetKind::Group(group) => {
+            (TargetKind::Group(group), _) => {
                 let (member, why) = pick(snapshot, index, group, question);
                 next = member;
                 ("group", why)

@@ -288,6 +288,18 @@ fn explain_tells_what_would_happen_and_does_not_count(engine: Engine) {
     let file = daemon.path("other.toml").display().to_string();
     let by_file = ringweir(&["explain", "--config", &file, "--listener", "in", "--to", "b.example:1"]);
     assert!(by_file.stdout.contains("to-pool decides"), "{}{}", by_file.stdout, by_file.stderr);
+    // A listener that others can reach lets nobody into this machine.
+    fs::write(
+        daemon.path("open.toml"),
+        format!(
+            "{text}[[listener]]\nname = \"open\"\nbind = \"0.0.0.0:1\"\n\
+        protocol = \"mixed\"\nallow = \"0.0.0.0/0\"\ntarget = \"direct\"\n"
+        ),
+    )
+    .unwrap();
+    let file = daemon.path("open.toml").display().to_string();
+    let local = ringweir(&["explain", "--config", &file, "--listener", "open", "--to", "127.0.0.1:80"]);
+    assert!(local.stdout.contains("it would refuse: 127.0.0.1 is local"), "{}{}", local.stdout, local.stderr);
     // The question was no session.
     eventually(PATIENCE, "no session is open", || daemon.status()["listeners"][0]["active"] == 0);
 }
