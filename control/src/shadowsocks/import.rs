@@ -1,6 +1,6 @@
 //! `ringweir import`: servers from a link, a file or a URL become upstreams.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -49,6 +49,10 @@ pub(crate) fn run(arguments: &ImportArguments) -> Result<(), String> {
     if servers.is_empty() {
         return Err(format!("{place}: there is no server in it"));
     }
+    if let Some(warning) = programs(&servers) {
+        // As above.
+        let _ = writeln!(io::stderr(), "{warning}");
+    }
     match &arguments.append {
         Some(path) => append(path, &servers, arguments.group.as_deref()),
         None => {
@@ -56,6 +60,14 @@ pub(crate) fn run(arguments: &ImportArguments) -> Result<(), String> {
             crate::print(&text)
         }
     }
+}
+
+/// Which programs the servers want run here: whoever wrote the source has chosen them.
+fn programs(servers: &[Server]) -> Option<String> {
+    let plugins = servers.iter().filter_map(|server| server.plugin.as_ref());
+    let names: BTreeSet<String> = plugins.map(|plugin| format!("{:?}", plugin.name)).collect();
+    let list = Vec::from_iter(names).join(", ");
+    (!list.is_empty()).then(|| format!("plugins that ringweir will run as programs: {list}"))
 }
 
 /// What a source says: its servers, and what is wrong, each with its place.
@@ -231,6 +243,16 @@ mod tests {
         assert!(!error.contains("SeCrEt"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), BEFORE);
         fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn programs_that_a_source_wants_run_are_told() {
+        let told = |text: &str| programs(&servers("it", text).unwrap().0);
+        assert_eq!(told(LINK), None);
+        let link = |plugin: &str| format!("ss://aes-256-gcm:SeCrEt@h:1/?plugin={plugin}\n");
+        let links = [link("poweroff"), link("/bin/x%1b%3BSeCrEt"), link("poweroff%3Ba"), link("")].concat();
+        let warning = told(&links).unwrap();
+        assert!(warning.ends_with(r#": "/bin/x\u{1b}", "poweroff""#), "{warning}");
     }
 
     #[test]
