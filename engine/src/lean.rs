@@ -3,25 +3,17 @@
 //! what came lies in memory of the session's own. So nobody waits for those who stall.
 
 use ringweir_flow::pump::{Direction, Side};
-use ringweir_ring::{Errno, Op, PollEvents};
+use ringweir_ring::Errno;
 use rustix::io::read;
 
-use crate::live::{Held, Live, Receiving, lane_of, token_in};
-use crate::pump::{self, Pace};
-use crate::sealed;
+use crate::live::{Held, Live, Receiving};
+use crate::pump::{self, CALM_BYTES, Pace};
 use crate::sessions::SessionId;
 use crate::worker::Tools;
+use crate::{sealed, splice};
 
 /// What one read takes at most: one buffer's worth, for that is what a reader that stalls costs then.
-const LEAN_BYTES: usize = 16 * 1024;
-
-/// Waits until a side has something.
-pub(crate) fn await_source(live: &mut Live, id: SessionId, side: Side, tools: &mut Tools) {
-    let Some(source) = live.stream(side) else { return };
-    source.receiving = Receiving::AwaitedLean;
-    tools.ring.poll(token_in(Op::Poll, lane_of(side), id), source.fd(), PollEvents::IN);
-    live.in_flight += 1;
-}
+const LEAN_BYTES: usize = CALM_BYTES as usize;
 
 /// A side has something.
 pub(crate) fn receive(live: &mut Live, id: SessionId, side: Side, tools: &mut Tools) {
@@ -32,7 +24,9 @@ pub(crate) fn receive(live: &mut Live, id: SessionId, side: Side, tools: &mut To
     tools.land(LEAN_BYTES);
     let Some(source) = live.stream(side) else { return };
     match read(source.fd(), &mut tools.landing[..LEAN_BYTES]) {
-        Err(Errno::AGAIN | Errno::INTR) => await_source(live, id, side, tools),
+        Err(Errno::AGAIN | Errno::INTR) => {
+            splice::await_readable(live, id, side, Receiving::AwaitedLean, tools)
+        }
         Ok(0) if is_pumping => pump::handle_ended(live, direction, tools),
         Ok(0) => live.session.handle_client_ended(),
         Ok(bytes) if is_pumping => {

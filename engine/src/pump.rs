@@ -18,7 +18,7 @@ use crate::{sealed, splice};
 const STREAM_BYTES: u32 = 256 * 1024;
 
 /// What one receive of any other source takes at most: one buffer of the pool.
-const CALM_BYTES: u32 = 16 * 1024;
+pub(crate) const CALM_BYTES: u32 = 16 * 1024;
 
 /// How the next receive is to be asked for, as the last one tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,8 @@ pub(crate) fn drive(live: &mut Live, id: SessionId, tools: &mut Tools) {
                     receive(live, id, direction.source(), tools);
                 }
                 Step::Receive(Way::Pipe { max_bytes }) => {
-                    splice::await_source(live, id, direction, max_bytes, tools);
+                    let then = Receiving::Awaited { max_bytes };
+                    splice::await_readable(live, id, direction.source(), then, tools);
                 }
                 Step::Send(bytes) => send(live, id, direction, bytes, tools),
                 Step::ShutDown => {
@@ -71,23 +72,21 @@ pub(crate) fn drive(live: &mut Live, id: SessionId, tools: &mut Tools) {
 
 /// Starts a receive from one side.
 pub(crate) fn receive(live: &mut Live, id: SessionId, side: Side, tools: &mut Tools) {
-    let (is_sealed, is_paced) = (live.session.is_sealed(), live.session.is_paced());
     let Some(stream) = live.stream(side) else { return };
     if stream.receiving == Receiving::Failed {
         stream.receiving = Receiving::Idle;
         return live.session.handle_receive_failed(Direction::from(side));
     }
-    if is_sealed && !is_paced && stream.pace == Pace::Streaming {
-        return sealed::await_source(live, id, side, tools);
-    }
     debug_assert_eq!(stream.receiving, Receiving::Idle);
-    if !tools.starved.is_empty() {
+    if stream.pace == Pace::Streaming && live.session.is_sealed() && !live.session.is_paced() {
+        splice::await_readable(live, id, side, Receiving::AwaitedSealed, tools);
+    } else if tools.starved.is_empty() {
+        begin_receive(live, id, side, tools);
+    } else if let Some(stream) = live.stream(side) {
         // Others came first.
         stream.receiving = Receiving::Starved;
         tools.starved.push_back((id, lane_of(side)));
-        return;
     }
-    begin_receive(live, id, side, tools);
 }
 
 /// Starts a receive into buffers of the pool.
@@ -98,9 +97,8 @@ pub(crate) fn begin_receive(live: &mut Live, id: SessionId, side: Side, tools: &
     let token = token(Op::Receive, side, id);
     match stream.pace {
         Pace::Calm => tools.ring.receive_when_readable(token, stream.fd(), CALM_BYTES),
-        Pace::Pressing => tools.ring.receive(token, stream.fd(), CALM_BYTES),
-        Pace::Streaming if is_paced => tools.ring.receive(token, stream.fd(), CALM_BYTES),
-        Pace::Streaming => tools.ring.receive(token, stream.fd(), STREAM_BYTES),
+        Pace::Streaming if !is_paced => tools.ring.receive(token, stream.fd(), STREAM_BYTES),
+        Pace::Pressing | Pace::Streaming => tools.ring.receive(token, stream.fd(), CALM_BYTES),
     }
     live.in_flight += 1;
 }

@@ -8,12 +8,13 @@
 use std::iter;
 
 use ringweir_flow::pump::{Direction, Side};
-use ringweir_ring::{Chunks, Errno, Op, PollEvents};
+use ringweir_ring::{Chunks, Errno};
 use rustix::io::read;
 
-use crate::live::{Held, Live, Receiving, lane_of, token_in};
-use crate::pump::{self, Pace};
+use crate::live::{Held, Live, Receiving};
+use crate::pump::{self, CALM_BYTES, Pace};
 use crate::sessions::SessionId;
+use crate::splice;
 use crate::worker::Tools;
 
 /// What one read takes at most: with what it becomes, it stays in a cache of the second level.
@@ -23,35 +24,30 @@ const LANDING_BYTES: usize = 64 * 1024;
 /// also what a stalled reader costs.
 const READS: usize = 4;
 
-/// Waits until a source that streams has something.
-pub(crate) fn await_source(live: &mut Live, id: SessionId, side: Side, tools: &mut Tools) {
-    let Some(source) = live.stream(side) else { return };
-    source.receiving = Receiving::AwaitedSealed;
-    tools.ring.poll(token_in(Op::Poll, lane_of(side), id), source.fd(), PollEvents::IN);
-    live.in_flight += 1;
-}
-
-/// A source that streams has something.
+/// A source has something. Of a session whose rate is limited a little is taken, as everywhere.
 pub(crate) fn receive(live: &mut Live, id: SessionId, side: Side, tools: &mut Tools) {
     let direction = Direction::from(side);
-    // Of a worker that has no such streams it takes nothing.
-    tools.land(LANDING_BYTES);
-    let mut out = tools.ring.spare_bytes_for(LANDING_BYTES);
+    let (most, reads) =
+        if live.session.is_paced() { (CALM_BYTES as usize, 1) } else { (LANDING_BYTES, READS) };
+    tools.land(most);
+    let mut out = tools.ring.spare_bytes_for(most);
     let mut received = 0;
-    for _ in 0..READS {
+    for _ in 0..reads {
         let Some(source) = live.stream(side) else { break };
-        match read(source.fd(), &mut tools.landing[..]) {
+        match read(source.fd(), &mut tools.landing[..most]) {
             Ok(0) if received == 0 => pump::handle_ended(live, direction, tools),
             Ok(bytes @ 1..) => {
                 received += bytes;
-                source.pace = Pace::after(received, bytes == LANDING_BYTES);
+                source.pace = Pace::after(received, bytes == most);
                 let pieces = iter::once(&tools.landing[..bytes]);
                 live.session.handle_received_sealed(direction, pieces, &mut out, tools.now);
-                if bytes == LANDING_BYTES {
+                if bytes == most {
                     continue;
                 }
             }
-            Err(Errno::AGAIN | Errno::INTR) if received == 0 => await_source(live, id, side, tools),
+            Err(Errno::AGAIN | Errno::INTR) if received == 0 => {
+                splice::await_readable(live, id, side, Receiving::AwaitedSealed, tools)
+            }
             Err(_) if received == 0 => live.session.handle_receive_failed(direction),
             // An end is read again.
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}

@@ -17,18 +17,10 @@ use crate::{lean, pump, sealed};
 /// The lanes of polls for room are those of polls for bytes, moved up by this much.
 const WRITABLE: u8 = 2;
 
-/// Waits until the source of a direction has something.
-pub(crate) fn await_source(
-    live: &mut Live,
-    id: SessionId,
-    direction: Direction,
-    max_bytes: u64,
-    tools: &mut Tools,
-) {
-    let side = direction.source();
+/// Waits until a side has something; `then` says where it goes.
+pub(crate) fn await_readable(live: &mut Live, id: SessionId, side: Side, then: Receiving, tools: &mut Tools) {
     let Some(source) = live.stream(side) else { return };
-    debug_assert_eq!(source.receiving, Receiving::Idle);
-    source.receiving = Receiving::Awaited { max_bytes };
+    source.receiving = then;
     tools.ring.poll(readable(side, id), source.fd(), PollEvents::IN);
     live.in_flight += 1;
 }
@@ -128,7 +120,9 @@ fn fill(live: &mut Live, id: SessionId, direction: Direction, max_bytes: u64, to
     tools.pipes.give_back(pipe);
     match filled {
         Ok(_) => pump::handle_ended(live, direction, tools),
-        Err(Errno::AGAIN) => await_source(live, id, direction, max_bytes, tools),
+        Err(Errno::AGAIN) => {
+            await_readable(live, id, direction.source(), Receiving::Awaited { max_bytes }, tools)
+        }
         Err(error) if is_unspliceable(error) => {
             live.session.handle_pipe_refused(direction, Refusal::Unsupported);
         }

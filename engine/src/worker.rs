@@ -26,7 +26,7 @@ use crate::live::{Live, Receiving, Sending, token, token_in};
 use crate::seats::Seats;
 use crate::sessions::{SessionId, Sessions};
 use crate::timers::{TimerId, Wheel};
-use crate::{ahead, connect, handshake, lean, pump, splice};
+use crate::{ahead, connect, handshake, pump, splice};
 
 /// What a worker is told from outside.
 pub(crate) enum Message {
@@ -69,7 +69,7 @@ pub(crate) struct Worker {
 pub(crate) struct Tools {
     pub(crate) ring: Ring,
     pub(crate) pipes: Pool,
-    /// Where streams that are sealed are received to; empty until one is.
+    /// Where read(2) puts what it takes: of streams that are sealed, and of whoever found the pool empty.
     pub(crate) landing: Vec<u8>,
     /// The moment of this turn.
     pub(crate) now: Instant,
@@ -340,7 +340,7 @@ impl Worker {
                 continue;
             };
             if live.stream(side).is_some_and(|stream| stream.receiving == Receiving::Starved) {
-                lean::await_source(live, id, side, &mut self.tools);
+                splice::await_readable(live, id, side, Receiving::AwaitedLean, &mut self.tools);
             }
         }
     }

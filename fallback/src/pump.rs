@@ -129,6 +129,7 @@ fn begin(live: &mut Live, direction: Direction) -> Pass {
 
 fn receive(live: &mut Live, direction: Direction, cx: &mut Context<'_>) -> Pass {
     if live.lane(direction).has_failed {
+        live.lane(direction).job = Job::Nothing;
         live.session.handle_receive_failed(direction);
         return Pass::Over;
     }
