@@ -1,5 +1,6 @@
 //! What the kernel tells about a process and its sockets.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -37,13 +38,15 @@ pub(crate) fn close_waits(listener: u16, upstream: u16) -> usize {
     sockets.iter().filter(left).count()
 }
 
-/// The sockets that wait for an answer to their SYN from `upstream`.
-pub(crate) fn connecting(upstream: u16) -> usize {
+/// The local ports of the sockets that wait for an answer to their SYN from `upstream`.
+pub(crate) fn connecting(upstream: u16) -> BTreeSet<u16> {
     const SYN_SENT: &str = "02";
-    tcp_sockets().iter().filter(|(_, remote, state)| *remote == upstream && state == SYN_SENT).count()
+    let waits = |line: &&(u16, u16, String)| line.1 == upstream && line.2 == SYN_SENT;
+    tcp_sockets().iter().filter(waits).map(|line| line.0).collect()
 }
 
-/// Local port, remote port and state of every TCP socket of the network namespace.
+/// Local port, remote port and state of every TCP socket of the network namespace. The kernel tells them in pieces: one
+/// may be listed twice, or be missed, while others come and go.
 fn tcp_sockets() -> Vec<(u16, u16, String)> {
     let mut sockets = Vec::new();
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {

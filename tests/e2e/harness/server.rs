@@ -14,6 +14,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::PATIENCE;
 use super::pattern::{DOWN, Receipt, UP};
+use super::proc::connecting;
 
 /// Handlers need little stack, and there may be thousands.
 const STACK_BYTES: usize = 256 * 1024;
@@ -158,7 +159,7 @@ impl Refuser {
 pub(crate) struct BlackHole {
     address: SocketAddr,
     _listener: Socket,
-    _fillers: Vec<Socket>,
+    fillers: Vec<Socket>,
 }
 
 impl BlackHole {
@@ -178,11 +179,18 @@ impl BlackHole {
             .collect();
         let probe = TcpStream::connect_timeout(&address, Duration::from_millis(100));
         assert!(probe.is_err(), "the accept queue is not full");
-        BlackHole { address, _listener: listener, _fillers: fillers }
+        BlackHole { address, _listener: listener, fillers }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether others than its fillers, which found no place, try to connect.
+    pub(crate) fn is_dialled(&self) -> bool {
+        let local = |filler: &Socket| filler.local_addr().ok()?.as_socket().map(|address| address.port());
+        let fillers = self.fillers.iter().filter_map(local).collect();
+        !connecting(self.address.port()).is_subset(&fillers)
     }
 }
 
