@@ -17,6 +17,7 @@ scenarios!(Welcome:
     more_new_sessions_than_may_begin_in_a_second_are_reset,
     bytes_keep_to_their_rate_each_way,
     sessions_of_one_source_share_its_rate_evenly,
+    who_leaves_and_comes_again_has_no_more_bytes_than_who_stays,
     a_full_upstream_is_passed_over_and_then_waited_for,
     whoever_waits_too_long_or_finds_the_line_full_is_refused,
     limits_that_make_no_sense_are_refused,
@@ -161,6 +162,21 @@ fn sessions_of_one_source_share_its_rate_evenly(engine: Engine) {
     assert!(*greatest < 2 * least, "{ours:?}");
 }
 
+fn who_leaves_and_comes_again_has_no_more_bytes_than_who_stays(engine: Engine) {
+    const BYTES: u64 = 4_000;
+    let server = Server::new(|mut stream| {
+        let _ = DOWN.write(&mut stream, BYTES);
+    });
+    let daemon = Setup::new(engine).workers(2).start(&config(&server, "rate_down_per_source = \"16kB\""));
+    let begin = Instant::now();
+    for _ in 0..10 {
+        DOWN.read_to_end(&mut connect(daemon.address("in"))).assert(BYTES, End::Fin);
+    }
+    // Two seconds and a half, less the last one's and what may run ahead.
+    assert!(begin.elapsed() >= Duration::from_millis(2_150), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
+}
+
 fn a_full_upstream_is_passed_over_and_then_waited_for(engine: Engine) {
     let (a, b) = (Server::named(b'a'), Server::named(b'b'));
     let daemon = Daemon::start(
@@ -228,6 +244,7 @@ fn limits_that_make_no_sense_are_refused(_engine: Engine) {
     let server = Server::named(b'a');
     for (limit, complaint) in [
         ("rate_up = \"10\"", "wants a number of bytes with its unit"),
+        ("rate_up = \"10KB\"", "wants a number of bytes with its unit"),
         ("rate_up = \"fastMB\"", "is no whole number"),
         ("rate_down = \"1B\"", "is too slow"),
         ("max_new_per_second = 0", "max_new_per_second"),

@@ -1,6 +1,7 @@
 //! What a listener bears: sessions at once, new ones, and bytes, in all and of each source.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +13,13 @@ use crate::time::Instant;
 
 /// Workers that look at once seldom meet in one of so many.
 const SHARDS: usize = 16;
+
+/// How many sources without a session a shard remembers for what their bytes owe, at most. Where half of them still owe
+/// something when there are so many, all are forgotten.
+const MAX_DEBTORS: usize = 4096;
+
+/// How many there are before it is looked who owes nothing any longer.
+const FEW_DEBTORS: usize = 64;
 
 /// What a listener bears.
 #[derive(Clone, Debug)]
@@ -76,7 +84,7 @@ impl Limits {
     /// [`Full`], when it is to be turned away.
     pub fn enter(&self, client: &ClientAddr, active: u64, now: Instant) -> Result<(), Full> {
         let of_source = match client {
-            ClientAddr::Ip(address) if self.counts_sources() => self.sources.enter(address.ip()),
+            ClientAddr::Ip(address) if self.counts_sources() => self.sources.enter(address.ip(), now),
             ClientAddr::Ip(_) | ClientAddr::Unix => 0,
         };
         if let (ClientAddr::Ip(address), Some(rate)) = (client, self.new_per_source)
@@ -121,13 +129,13 @@ impl Limits {
     }
 }
 
-/// How many sessions each source has: no more entries than there are sessions. IPv6 clients have whole networks to come
-/// from: a /64 is one source.
+/// How many sessions each source has: no more entries than there are sessions, and a bounded number of sources that have
+/// left with their bytes ahead of their rate. IPv6 clients have whole networks to come from: a /64 is one source.
 #[derive(Debug, Default)]
 pub struct Sources {
     /// Drawn at the start: clients cannot aim at each other's shard.
     hasher: RandomState,
-    shards: [Mutex<HashMap<IpAddr, Source>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
     new: Meter,
     arrivals: Arrivals,
     meters: Arc<Meters>,
@@ -136,17 +144,35 @@ pub struct Sources {
 }
 
 #[derive(Debug, Default)]
+struct Shard {
+    known: HashMap<IpAddr, Source>,
+    /// How many of them have no session.
+    debtors: usize,
+    /// How many of these there were when it was last looked who owes nothing any longer.
+    debtors_left: usize,
+}
+
+#[derive(Debug, Default)]
 struct Source {
+    /// None where only what its bytes owe is remembered.
     sessions: u32,
     meters: Arc<Meters>,
 }
 
 impl Sources {
     /// How many the source has with this one.
-    fn enter(&self, address: IpAddr) -> u32 {
+    fn enter(&self, address: IpAddr, now: Instant) -> u32 {
         let source = source_of(address);
         let mut shard = self.shard(source);
-        let known = shard.entry(source).or_default();
+        shard.forget_debtors(now);
+        let Shard { known, debtors, .. } = &mut *shard;
+        let known = match known.entry(source) {
+            Entry::Occupied(known) => {
+                *debtors -= usize::from(known.get().sessions == 0);
+                known.into_mut()
+            }
+            Entry::Vacant(place) => place.insert(Source::default()),
+        };
         known.sessions = known.sessions.saturating_add(1);
         known.sessions
     }
@@ -154,21 +180,26 @@ impl Sources {
     /// What the bytes of a source that has sessions are measured by.
     fn meters_of(&self, address: IpAddr) -> Option<Arc<Meters>> {
         let source = source_of(address);
-        self.shard(source).get(&source).map(|known| Arc::clone(&known.meters))
+        self.shard(source).known.get(&source).map(|known| Arc::clone(&known.meters))
     }
 
     fn leave(&self, address: IpAddr) {
         let source = source_of(address);
         let mut shard = self.shard(source);
-        match shard.get_mut(&source) {
-            Some(known) if known.sessions > 1 => known.sessions -= 1,
-            Some(_) | None => drop(shard.remove(&source)),
+        let Some(known) = shard.known.get_mut(&source) else { return };
+        known.sessions = known.sessions.saturating_sub(1);
+        match (known.sessions, known.meters.are_untouched()) {
+            (0, true) => drop(shard.known.remove(&source)),
+            // Who leaves and comes again at once has no more bytes a second than who stays.
+            (0, false) => shard.debtors += 1,
+            (1.., _) => {}
         }
     }
 
     /// How many sources have sessions.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).len()).sum()
+        let with_sessions = |shard: &Shard| shard.known.len() - shard.debtors;
+        self.shards.iter().map(|shard| with_sessions(&lock(shard))).sum()
     }
 
     /// Whether no source has a session.
@@ -176,13 +207,29 @@ impl Sources {
         self.len() == 0
     }
 
-    fn shard(&self, source: IpAddr) -> MutexGuard<'_, HashMap<IpAddr, Source>> {
+    fn shard(&self, source: IpAddr) -> MutexGuard<'_, Shard> {
         lock(&self.shards[self.hasher.hash_one(source) as usize % SHARDS])
     }
 }
 
+impl Shard {
+    /// Forgets those without a session that owe nothing, when there are twice as many of them as were left the last time.
+    fn forget_debtors(&mut self, now: Instant) {
+        if self.debtors < FEW_DEBTORS.max(2 * self.debtors_left).min(MAX_DEBTORS) {
+            return;
+        }
+        self.known.retain(|_, source| source.sessions > 0 || source.meters.owe(now));
+        self.debtors = self.known.values().filter(|source| source.sessions == 0).count();
+        if self.debtors > MAX_DEBTORS / 2 {
+            self.known.retain(|_, source| source.sessions > 0);
+            self.debtors = 0;
+        }
+        self.debtors_left = self.debtors;
+    }
+}
+
 /// What a panic elsewhere has left is sound: each entry stands for itself.
-fn lock(shard: &Mutex<HashMap<IpAddr, Source>>) -> MutexGuard<'_, HashMap<IpAddr, Source>> {
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -198,7 +245,10 @@ fn source_of(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::pump::Direction;
 
     fn limits(sessions: Option<u64>, per_source: Option<u32>) -> Limits {
         Limits { sessions, per_source, ..Limits::none(Arc::default()) }
@@ -221,6 +271,52 @@ mod tests {
         limits.leave(&bob);
         assert!(limits.sources.is_empty(), "nobody is remembered without a session");
         assert_eq!(limits.enter(&ClientAddr::Unix, 1, Instant::ZERO), Ok(()));
+    }
+
+    #[test]
+    fn who_leaves_and_comes_again_owes_what_it_owed() {
+        let rates = Rates { up: Rate::new(1_000), down: None };
+        let limits = Limits { source_rates: rates, ..limits(None, None) };
+        let at = |seconds| Instant::ZERO + Duration::from_secs(seconds);
+        let waits = |who: &ClientAddr, bytes, seconds| {
+            assert_eq!(limits.enter(who, 1, at(seconds)), Ok(()));
+            let waits = limits.pacing(who).unwrap().charge(Direction::Up, bytes, at(seconds));
+            limits.leave(who);
+            waits
+        };
+        let ann = client("192.0.2.1:1");
+        assert!(waits(&ann, 10_000, 0));
+        assert!(waits(&ann, 0, 9), "ten seconds' worth");
+        assert!(!waits(&client("192.0.2.2:1"), 0, 9), "is nobody else's");
+        assert!(!waits(&ann, 0, 10));
+        assert!(limits.sources.is_empty(), "nobody has a session");
+    }
+
+    #[test]
+    fn who_owes_nothing_is_forgotten_and_who_owes_is_remembered_within_bounds() {
+        let rates = Rates { up: Rate::new(1_000), down: None };
+        let limits = Limits { source_rates: rates, ..limits(None, None) };
+        let known = || limits.sources.shards.iter().map(|shard| lock(shard).known.len()).sum::<usize>();
+        let come = |number: u32, bytes, now| {
+            let ann = ClientAddr::Ip((std::net::Ipv4Addr::from(number), 1).into());
+            assert_eq!(limits.enter(&ann, 1, now), Ok(()));
+            limits.pacing(&ann).unwrap().charge(Direction::Up, bytes, now);
+            limits.leave(&ann);
+        };
+        for number in 0..200_000 {
+            come(number, 1_000_000, Instant::ZERO);
+        }
+        assert!(known() <= SHARDS * MAX_DEBTORS, "{}", known());
+        // By then all is paid for.
+        for number in 300_000..400_000 {
+            come(number, 1, Instant::ZERO + Duration::from_secs(2_000 + u64::from(number)));
+        }
+        assert!(known() <= SHARDS * MAX_DEBTORS / 2, "{}", known());
+        for number in 500_000..600_000 {
+            come(number, 1, Instant::ZERO + Duration::from_secs(u64::from(number)));
+        }
+        assert!(known() <= 2 * SHARDS * FEW_DEBTORS, "{}", known());
+        assert!(limits.sources.is_empty());
     }
 
     #[test]

@@ -142,6 +142,18 @@ impl Rates {
 #[derive(Debug, Default)]
 pub struct Meters([Meter; 2]);
 
+impl Meters {
+    /// Whether nothing has ever passed.
+    pub(crate) fn are_untouched(&self) -> bool {
+        !self.0.iter().any(|meter| meter.0.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Whether something is not paid for yet.
+    pub(crate) fn owe(&self, now: Instant) -> bool {
+        self.0.iter().any(|meter| meter.0.load(Ordering::Relaxed) > nanos(now))
+    }
+}
+
 /// The rates that hold for a session, and what they are measured by.
 #[derive(Clone, Debug)]
 pub struct Bound {

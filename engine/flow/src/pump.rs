@@ -4,6 +4,7 @@
 //! itself: that is all the back-pressure there is, and a session never holds more than one receive's bytes a
 //! direction. The [`Pumps`] of a session tie the two directions together: half-close, resets, timeouts.
 
+use std::mem;
 use std::time::Duration;
 
 pub use crate::side::{Direction, Side};
@@ -230,11 +231,18 @@ impl Pumps {
         self.pump_mut(direction).poll_step()
     }
 
-    /// The first step of [`Direction::Up`], for a receive that was under way when the pump began: unlike
-    /// [`Pumps::poll_step`] it says nothing about what was commanded ahead of the pump.
-    pub fn adopt_receive(&mut self) -> Option<Step> {
-        self.ahead = Ahead::Unsent;
-        self.up.poll_step()
+    /// The first step of a direction, for a receive that was under way when the pump began: unlike
+    /// [`Pumps::poll_step`] it says nothing about what was commanded ahead of the pump, and does not wait for its turn.
+    pub fn adopt_receive(&mut self, direction: Direction) -> Option<Step> {
+        match direction {
+            Direction::Up => self.ahead = Ahead::Unsent,
+            Direction::Down => {}
+        }
+        let pump = self.pump_mut(direction);
+        let turn = mem::replace(&mut pump.turn, Turn::Now);
+        let step = pump.poll_step();
+        pump.turn = turn;
+        step
     }
 
     /// The source gave `bytes` bytes, at least 1. Whether they will go another way from now on.
@@ -467,7 +475,7 @@ mod tests {
     #[test]
     fn the_last_end_waits_for_what_was_commanded_ahead_of_the_pump() {
         let mut pumps = pumps();
-        assert_eq!(pumps.adopt_receive(), Some(RECEIVE));
+        assert_eq!(pumps.adopt_receive(Up), Some(RECEIVE));
         pumps.poll_step(Down);
         pumps.handle_ended(Down, NOW);
         assert_eq!(pumps.poll_step(Down), Some(Step::ShutDown));
@@ -500,7 +508,7 @@ mod tests {
     fn a_reset_waits_for_what_was_commanded_ahead_of_the_pump() {
         // The receive that was under way when the pump began fails; the driver still sends early bytes.
         let mut pumps = pumps();
-        assert_eq!(pumps.adopt_receive(), Some(RECEIVE));
+        assert_eq!(pumps.adopt_receive(Up), Some(RECEIVE));
         pumps.handle_receive_failed(Up);
         assert_eq!(pumps.poll_closing(), None, "early bytes are still to be sent");
         assert_eq!(pumps.poll_step(Up), None, "they are sent");

@@ -108,6 +108,10 @@ impl Session {
         self.committed_at = Some(now);
         self.count(|cell| cell.committed.add(1));
         self.count_bytes(Direction::Up, bytes);
+        // What was said ahead of the pump counts too; and where others have run ahead of a rate that is shared, whoever
+        // comes waits with them.
+        self.charge(Direction::Up, bytes, now);
+        self.charge(Direction::Down, heard.len() as u64, now);
         if !heard.is_empty() {
             self.measure_first_byte(winner.reached_at, now);
             self.count_bytes(Direction::Down, heard.len() as u64);

@@ -14,8 +14,8 @@ impl Session {
     pub fn poll_step(&mut self, direction: Direction) -> Option<Step> {
         let is_carrying_out = self.setup.is_some();
         let pumps = self.pumps.as_mut()?;
-        if is_carrying_out && direction == Direction::Up {
-            return pumps.adopt_receive();
+        if is_carrying_out {
+            return pumps.adopt_receive(direction);
         }
         let step = pumps.poll_step(direction);
         match step {
@@ -55,10 +55,12 @@ impl Session {
 
     /// Counts bytes against their rates; the direction waits when that is too much.
     pub(super) fn charge(&mut self, direction: Direction, bytes: u64, now: Instant) {
-        if let (Some(pacing), Some(pumps)) = (&mut self.pacing, &mut self.pumps)
-            && pacing.charge(direction, bytes, now)
-        {
+        let (Some(pacing), Some(pumps)) = (&mut self.pacing, &mut self.pumps) else { return };
+        if pacing.charge(direction, bytes, now) {
             pumps.pause(direction);
+        } else if pumps.is_paused(direction) {
+            // A receive that was under way when the wait began.
+            pumps.resume(direction, now);
         }
     }
 
