@@ -183,7 +183,7 @@ fn a_full_upstream_is_passed_over_and_then_waited_for(engine: Engine) {
         engine,
         &format!(
             "[[listener]]\nname = \"in\"\nbind = \"127.0.0.1:0\"\ntarget = \"all\"\n\
-             [group.all]\npolicy = \"failover\"\nmembers = [\"a\", \"b\"]\n\
+             [group.all]\npolicy = \"failover\"\nattempts = 1\nmembers = [\"a\", \"b\"]\n\
              [upstream.a]\naddress = \"{}\"\nmax_sessions = 2\n[upstream.b]\naddress = \"{}\"\nmax_sessions = 1\n",
             a.address(),
             b.address()

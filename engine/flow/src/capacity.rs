@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +19,12 @@ pub struct Room {
 
 /// The places of one upstream, shared by all workers and kept across snapshots. First come, first served: nobody takes
 /// a place past those who wait.
-pub struct Capacity(Mutex<State>);
+pub struct Capacity {
+    state: Mutex<State>,
+    /// What whoever picks is told, who looks at many: as it was when the state last changed.
+    is_full: AtomicBool,
+    has_queue: AtomicBool,
+}
 
 struct State {
     room: Room,
@@ -39,12 +45,16 @@ impl Capacity {
     /// Places that nobody has taken.
     pub fn new(room: Room) -> Capacity {
         let state = State { room, taken: 0, waiting: VecDeque::new(), next_number: 0 };
-        Capacity(Mutex::new(state))
+        Capacity {
+            is_full: AtomicBool::new(state.is_full()),
+            has_queue: AtomicBool::new(room.queue > 0),
+            state: Mutex::new(state),
+        }
     }
 
     /// What is configured changes; those who have a place keep it.
     pub fn set(self: &Arc<Self>, room: Room) {
-        self.state().room = room;
+        self.change(|state| state.room = room);
         self.serve();
     }
 
@@ -55,7 +65,7 @@ impl Capacity {
 
     /// Whether anybody may wait.
     pub fn has_queue(&self) -> bool {
-        self.state().room.queue > 0
+        self.has_queue.load(Ordering::Relaxed)
     }
 
     /// How many have a place, and how many wait.
@@ -64,29 +74,32 @@ impl Capacity {
         (state.taken, state.waiting.len())
     }
 
+    /// Whether [`Capacity::take`] would have been in vain a moment ago.
+    pub fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
     /// A place, if one is free.
     pub fn take(self: &Arc<Self>) -> Option<Place> {
-        let mut state = self.state();
-        if state.taken >= state.room.sessions || !state.waiting.is_empty() {
-            return None;
-        }
-        state.taken += 1;
-        Some(Place(Arc::clone(self)))
+        self.change(|state| {
+            let is_free = !state.is_full();
+            state.taken += u32::from(is_free);
+            is_free.then(|| Place(Arc::clone(self)))
+        })
     }
 
     /// Waits for a place; `None` when as many wait as may. Whoever drops the ticket waits no longer; a place that comes
     /// all the same is given back by dropping it.
     pub fn join(self: &Arc<Self>, wake: Wake) -> Option<Ticket> {
-        let number = {
-            let mut state = self.state();
+        let number = self.change(|state| {
             if state.waiting.len() >= state.room.queue as usize {
                 return None;
             }
             let number = state.next_number;
             state.next_number += 1;
             state.waiting.push_back(Waiter { number, wake });
-            number
-        };
+            Some(number)
+        })?;
         // One may have become free since it was asked for.
         self.serve();
         Some(Ticket { capacity: Arc::clone(self), number })
@@ -95,23 +108,36 @@ impl Capacity {
     /// Gives free places to those who wait.
     fn serve(self: &Arc<Self>) {
         loop {
-            let waiter = {
-                let mut state = self.state();
-                if state.taken >= state.room.sessions {
-                    return;
-                }
-                let Some(waiter) = state.waiting.pop_front() else { return };
-                state.taken += 1;
+            let waiter = self.change(|state| {
+                let has_room = state.taken < state.room.sessions;
+                let waiter = if has_room { state.waiting.pop_front() } else { None };
+                state.taken += u32::from(waiter.is_some());
                 waiter
-            };
+            });
+            let Some(waiter) = waiter else { return };
             // Not under the lock: who is woken may give it back at once.
             (waiter.wake)(Place(Arc::clone(self)));
         }
     }
 
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state();
+        let result = change(&mut state);
+        self.is_full.store(state.is_full(), Ordering::Relaxed);
+        self.has_queue.store(state.room.queue > 0, Ordering::Relaxed);
+        result
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change is made at once: what a panic elsewhere has left is sound.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Nobody takes a place past those who wait.
+    fn is_full(&self) -> bool {
+        self.taken >= self.room.sessions || !self.waiting.is_empty()
     }
 }
 
@@ -130,11 +156,15 @@ impl Place {
     pub(crate) fn is_of(&self, capacity: &Arc<Capacity>) -> bool {
         Arc::ptr_eq(&self.0, capacity)
     }
+
+    pub(crate) fn capacity(&self) -> &Arc<Capacity> {
+        &self.0
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.state().taken -= 1;
+        self.0.change(|state| state.taken -= 1);
         self.0.serve();
     }
 }
@@ -149,10 +179,10 @@ pub struct Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let number = self.number;
-        let mut state = self.capacity.state();
-        let found = state.waiting.binary_search_by_key(&number, |waiter| waiter.number);
-        let waiter = found.ok().and_then(|at| state.waiting.remove(at));
-        drop(state);
+        let waiter = self.capacity.change(|state| {
+            let found = state.waiting.binary_search_by_key(&number, |waiter| waiter.number);
+            found.ok().and_then(|at| state.waiting.remove(at))
+        });
         // What it holds is dropped without the lock.
         drop(waiter);
     }
@@ -203,14 +233,15 @@ mod tests {
         drop(a);
         let (name, place) = told.try_recv().unwrap();
         assert_eq!(name, 1);
-        assert!(capacity.take().is_none(), "somebody waits");
+        assert!(capacity.is_full() && capacity.take().is_none(), "somebody waits");
         drop(second);
         assert_eq!(capacity.counts(), (2, 0), "whoever leaves the line is forgotten");
         drop(b);
         assert!(told.try_recv().is_err());
         let again = capacity.take().unwrap();
+        assert!(capacity.is_full());
         drop((place, again));
-        assert_eq!(capacity.counts(), (0, 0));
+        assert!(capacity.counts() == (0, 0) && !capacity.is_full());
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Walks a target down to upstreams: which one a session tries next, and until when.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use crate::capacity::{Capacity, Place};
 use crate::pick::Subject;
-use crate::snapshot::{Group, TargetIndex, TargetKind};
+use crate::snapshot::{Group, Prospect, TargetIndex, TargetKind};
 use crate::time::Instant;
 use crate::view::View;
 
@@ -46,6 +48,8 @@ pub enum Next {
 pub struct Dispatch {
     root: Root,
     frames: SmallVec<[Frame; 2]>,
+    /// Where the session has a place, however full it is for others.
+    held: Option<Arc<Capacity>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +94,12 @@ enum FrameState {
 impl Dispatch {
     /// Starts at `target`.
     pub fn new(target: TargetIndex) -> Dispatch {
-        Dispatch { root: Root::Fresh(target), frames: SmallVec::new() }
+        Dispatch { root: Root::Fresh(target), frames: SmallVec::new(), held: None }
+    }
+
+    /// Starts at `target` for a session that has a place at an upstream.
+    pub fn with_place(target: TargetIndex, place: &Place) -> Dispatch {
+        Dispatch { held: Some(Arc::clone(place.capacity())), ..Dispatch::new(target) }
     }
 
     /// What to do next: to be asked at the beginning, whenever a try has failed and at [`Dispatch::poll_timeout`],
@@ -192,9 +201,9 @@ impl Dispatch {
         now: Instant,
         connect: Duration,
     ) -> Option<Choice> {
-        let frame = self.frame_mut(index);
+        let frame = &mut self.frames[usize::from(index.0)];
         let group = group_at(view, frame.group);
-        let Some(member) = frame.pick(view, group, subject, now) else {
+        let Some(member) = frame.pick(view, group, self.held.as_ref(), subject, now) else {
             frame.attempts_left = 0;
             if frame.under_way == 0 {
                 self.end(index, now);
@@ -253,19 +262,35 @@ impl Dispatch {
 }
 
 impl Frame {
-    fn pick(&mut self, view: &View, group: &Group, subject: Subject<'_>, now: Instant) -> Option<usize> {
+    /// A member that is worth the next attempt, of a session with a place at `held`.
+    fn pick(
+        &mut self,
+        view: &View,
+        group: &Group,
+        held: Option<&Arc<Capacity>>,
+        subject: Subject<'_>,
+        now: Instant,
+    ) -> Option<usize> {
         if self.attempts_left == 0 || self.deadline.is_some_and(|deadline| now >= deadline) {
             return None;
         }
         let target = |index: usize| view.snapshot().target(group.members[index].target);
-        loop {
-            let may = |index| target(index).is_available() && !self.tried.contains(index);
-            let Some(member) = view.pick(self.group, group, subject, now, may) else { break };
-            // Of two workers that pick a target on trial, one gets it.
-            if target(member).admit() {
-                self.tried.insert(member);
-                self.attempts_left -= 1;
-                return Some(member);
+        // Whoever is full is not worth an attempt while there are others; once nobody else is left, it may be waited for.
+        for least in [Prospect::Place, Prospect::Line, Prospect::Refusal] {
+            loop {
+                let may = |index| {
+                    let target = target(index);
+                    target.is_available()
+                        && !self.tried.contains(index)
+                        && (least == Prospect::Refusal || target.prospect(held) == least)
+                };
+                let Some(member) = view.pick(self.group, group, subject, now, may) else { break };
+                // Of two workers that pick a target on trial, one gets it.
+                if target(member).admit() {
+                    self.tried.insert(member);
+                    self.attempts_left -= 1;
+                    return Some(member);
+                }
             }
         }
         let may = |index| target(index).is_last_resort() && !self.tried.contains(index);
@@ -299,10 +324,9 @@ impl Tried {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::account::TargetCounters;
+    use crate::capacity::Room;
     use crate::record::ClientAddr;
     use crate::snapshot::{Health, Member, Policy, Snapshot, Target, Upstream, WorkerIndex};
 
@@ -368,7 +392,10 @@ mod tests {
 
     /// Every upstream that is tried when each fails at once.
     fn all(view: &View, root: u32) -> Vec<u32> {
-        let mut dispatch = Dispatch::new(TargetIndex(root));
+        tried(view, Dispatch::new(TargetIndex(root)))
+    }
+
+    fn tried(view: &View, mut dispatch: Dispatch) -> Vec<u32> {
         let mut tried = Vec::new();
         while let Next::Try(choice) = next(&mut dispatch, view, Instant::ZERO) {
             tried.push(choice.upstream.0);
@@ -398,6 +425,28 @@ mod tests {
         ]);
         assert_eq!(all(&view, 5), [0, 3]);
         assert!(all(&view, 6).is_empty(), "a target that is down is not tried even alone");
+    }
+
+    #[test]
+    fn whoever_is_full_takes_no_attempt_from_the_others() {
+        let room = |queue| Room { sessions: 0, queue, patience: Duration::ZERO };
+        let full = |queue| Target { capacity: Some(Arc::new(Capacity::new(room(queue)))), ..up() };
+        let members = [0, 1, 2, 3];
+        let view = view(vec![full(0), full(1), up(), up(), group(&members, 2, 4), group(&[0, 1], 1, 4)]);
+        assert_eq!(all(&view, 4), [2, 3]);
+        assert_eq!(all(&view, 5), [1], "nobody else is left, and that one may be waited for");
+    }
+
+    #[test]
+    fn a_place_that_was_waited_for_is_not_passed_over() {
+        let room = Room { sessions: 1, queue: 1, patience: Duration::ZERO };
+        let limited = || Target { capacity: Some(Arc::new(Capacity::new(room))), ..up() };
+        let view = view(vec![limited(), limited(), group(&[0, 1], 1, 4)]);
+        let take = |index| view.snapshot().target(TargetIndex(index)).capacity.as_ref().unwrap().take();
+        let (_other, mine) = (take(0), take(1).unwrap());
+        let target = TargetIndex(2);
+        assert_eq!(tried(&view, Dispatch::new(target)), [0], "both are full for whoever comes");
+        assert_eq!(tried(&view, Dispatch::with_place(target, &mine)), [1]);
     }
 
     #[test]

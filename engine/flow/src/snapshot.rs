@@ -213,6 +213,17 @@ impl Default for Timeouts {
     }
 }
 
+/// What a session may hope for at a target that is available.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prospect {
+    /// To be served at once.
+    Place,
+    /// To wait for a place, with others.
+    Line,
+    /// Nothing, unless somebody leaves in the meantime.
+    Refusal,
+}
+
 /// Anything a session may be dispatched to.
 #[derive(Debug)]
 pub struct Target {
@@ -255,6 +266,17 @@ impl Target {
     /// Whether new sessions may go there; one on trial takes only the first, which [`Target::admit`] tells.
     pub fn is_available(&self) -> bool {
         self.health.is_available() && self.trial.as_ref().is_none_or(|trial| trial.is_open())
+    }
+
+    /// What a session that has a place at `held` may hope for here. Of groups nothing is known before they are asked.
+    pub fn prospect(&self, held: Option<&Arc<Capacity>>) -> Prospect {
+        match &self.capacity {
+            None => Prospect::Place,
+            Some(capacity) if !capacity.is_full() => Prospect::Place,
+            Some(capacity) if held.is_some_and(|held| Arc::ptr_eq(held, capacity)) => Prospect::Place,
+            Some(capacity) if capacity.has_queue() => Prospect::Line,
+            Some(_) => Prospect::Refusal,
+        }
     }
 
     /// Whether a session for which nobody else is left may go there: it is out for what other sessions met, which is no

@@ -103,8 +103,8 @@ impl Session {
             return;
         }
         setup.queueing.wait = Wait::No;
+        setup.dispatch = Dispatch::with_place(target, &place);
         setup.queueing.place = Some(place);
-        setup.dispatch = Dispatch::new(target);
         self.last_error = None;
         self.advance(now);
     }
