@@ -1,13 +1,16 @@
 //! Walks a target down to upstreams: which one a session tries next, and until when.
 
+mod frame;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use self::frame::{Frame, FrameState, Tried};
 use crate::capacity::{Capacity, Place};
 use crate::pick::Subject;
-use crate::snapshot::{Group, Prospect, TargetIndex, TargetKind};
+use crate::snapshot::{Group, TargetIndex, TargetKind};
 use crate::time::Instant;
 use crate::view::View;
 
@@ -67,29 +70,6 @@ enum Root {
 /// A position in [`Dispatch::frames`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FrameIndex(u16);
-
-/// A group that is being tried.
-#[derive(Debug)]
-struct Frame {
-    state: FrameState,
-    group: TargetIndex,
-    parent: Branch,
-    tried: Tried,
-    attempts_left: u32,
-    /// How many members are under way.
-    under_way: u32,
-    /// When the next may be begun beside them.
-    next_at: Instant,
-    /// When the group as a whole is given up, if an enclosing group says so.
-    deadline: Option<Instant>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FrameState {
-    Trying,
-    /// Of no use any more: its place is free.
-    Over,
-}
 
 impl Dispatch {
     /// Starts at `target`.
@@ -261,64 +241,10 @@ impl Dispatch {
     }
 }
 
-impl Frame {
-    /// A member that is worth the next attempt, of a session with a place at `held`.
-    fn pick(
-        &mut self,
-        view: &View,
-        group: &Group,
-        held: Option<&Arc<Capacity>>,
-        subject: Subject<'_>,
-        now: Instant,
-    ) -> Option<usize> {
-        if self.attempts_left == 0 || self.deadline.is_some_and(|deadline| now >= deadline) {
-            return None;
-        }
-        let target = |index: usize| view.snapshot().target(group.members[index].target);
-        // Whoever is full is not worth an attempt while there are others; once nobody else is left, it may be waited for.
-        for least in [Prospect::Place, Prospect::Line, Prospect::Refusal] {
-            loop {
-                let may = |index| {
-                    let target = target(index);
-                    target.is_available()
-                        && !self.tried.contains(index)
-                        && (least == Prospect::Refusal || target.prospect(held) == least)
-                };
-                let Some(member) = view.pick(self.group, group, subject, now, may) else { break };
-                // Of two workers that pick a target on trial, one gets it.
-                if target(member).admit() {
-                    self.tried.insert(member);
-                    self.attempts_left -= 1;
-                    return Some(member);
-                }
-            }
-        }
-        let may = |index| target(index).is_last_resort() && !self.tried.contains(index);
-        let member = view.pick(self.group, group, subject, now, may)?;
-        self.tried.insert(member);
-        self.attempts_left -= 1;
-        Some(member)
-    }
-}
-
 fn group_at(view: &View, index: TargetIndex) -> &Group {
     match &view.snapshot().target(index).kind {
         TargetKind::Group(group) => group,
         TargetKind::Upstream(_) => unreachable!("a frame is opened for groups alone"),
-    }
-}
-
-/// Which members were tried. A session tries few of them, so a short list beats a set.
-#[derive(Debug, Default)]
-struct Tried(SmallVec<[u32; 8]>);
-
-impl Tried {
-    fn contains(&self, index: usize) -> bool {
-        self.0.iter().any(|&tried| tried as usize == index)
-    }
-
-    fn insert(&mut self, index: usize) {
-        self.0.push(u32::try_from(index).unwrap_or(u32::MAX));
     }
 }
 
