@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "all of this crate is tests")]
 
 mod lists;
+mod session;
 mod shadowsocks;
 mod wire;
 
@@ -24,14 +25,16 @@ pub const TARGETS: &[Target] = &[
     Target { name: "http_client", run: wire::http_client },
     Target { name: "proxy_protocol", run: wire::proxy_protocol },
     Target { name: "peek", run: wire::peek },
+    Target { name: "session", run: session::session },
     Target { name: "lists", run: lists::lists },
     Target { name: "shadowsocks", run: shadowsocks::noise },
     Target { name: "shadowsocks_damage", run: shadowsocks::damage },
+    Target { name: "shadowsocks_requests", run: shadowsocks::requests },
+    Target { name: "shadowsocks_answers", run: shadowsocks::answers },
 ];
 
-/// The rest of an input behind its first byte, and pieces of it whose sizes that byte draws.
-pub(crate) fn cut(data: &[u8]) -> (&[u8], Vec<&[u8]>) {
-    let Some((&seed, bytes)) = data.split_first() else { return (data, Vec::new()) };
+/// Pieces of what a peer sends; their sizes are drawn from a seed.
+pub(crate) fn cut(seed: u8, bytes: &[u8]) -> Vec<&[u8]> {
     let (mut pieces, mut rest, mut state) = (Vec::new(), bytes, u32::from(seed));
     while !rest.is_empty() {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -39,5 +42,31 @@ pub(crate) fn cut(data: &[u8]) -> (&[u8], Vec<&[u8]>) {
         pieces.push(piece);
         rest = next;
     }
-    (bytes, pieces)
+    pieces
+}
+
+/// An input that is read as what is to happen.
+pub(crate) struct Script<'a>(&'a [u8]);
+
+impl<'a> Script<'a> {
+    pub(crate) fn new(data: &'a [u8]) -> Script<'a> {
+        Script(data)
+    }
+
+    /// `None` at the end.
+    pub(crate) fn byte(&mut self) -> Option<u8> {
+        self.0.split_off_first().copied()
+    }
+
+    /// With zeros behind the end.
+    pub(crate) fn u16(&mut self) -> u16 {
+        u16::from_be_bytes([self.byte().unwrap_or(0), self.byte().unwrap_or(0)])
+    }
+
+    /// At most so many bytes: fewer at the end.
+    pub(crate) fn take(&mut self, bytes: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(bytes.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
 }

@@ -9,6 +9,14 @@ use ringweir_fuzz::TARGETS;
 const MAX_FILE_BYTES: u64 = 4096;
 
 #[test]
+fn every_corpus_is_a_target_s() {
+    let corpora = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")).unwrap();
+    for corpus in corpora.map(|entry| entry.unwrap().file_name()) {
+        assert!(TARGETS.iter().any(|target| corpus == target.name), "{corpus:?} is nobody's");
+    }
+}
+
+#[test]
 fn every_kept_input_holds() {
     for target in TARGETS {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name);
