@@ -50,6 +50,7 @@ use crate::health::history::{self, Entry};
 use crate::histogram::Report;
 pub use crate::metrics::METRICS;
 use crate::model::Config;
+pub use crate::shadowsocks::convert as convert_import;
 use crate::status::Status;
 
 /// Runs the command that the command line asks for; `start` starts an engine.

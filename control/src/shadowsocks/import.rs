@@ -62,6 +62,19 @@ pub(crate) fn run(arguments: &ImportArguments) -> Result<(), String> {
     }
 }
 
+/// What a source's text comes to: the tables of its servers, as they are printed, and what is wrong with its other
+/// entries, each with its place.
+///
+/// # Errors
+/// Why there is nothing to take over.
+pub fn convert(text: &str) -> Result<(String, Vec<String>), String> {
+    let (servers, faults) = servers("the source", text)?;
+    match servers.is_empty() {
+        true => Err(faults.join("\n")),
+        false => Ok((tables(&servers, &HashSet::new(), None)?, faults)),
+    }
+}
+
 /// Which programs the servers want run here: whoever wrote the source has chosen them.
 fn programs(servers: &[Server]) -> Option<String> {
     let plugins = servers.iter().filter_map(|server| server.plugin.as_ref());

@@ -13,6 +13,7 @@ use ringweir_flow::wire::Destination;
 use ringweir_flow::wire::shadowsocks::{Client, Edition, Method, Secret};
 use zeroize::Zeroizing;
 
+pub use self::import::convert;
 pub(crate) use self::import::run as import;
 pub(crate) use self::share::run as share;
 use crate::clock;

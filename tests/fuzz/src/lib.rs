@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "all of this crate is tests")]
 
+mod config;
 mod lists;
 mod session;
 mod shadowsocks;
@@ -26,6 +27,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "proxy_protocol", run: wire::proxy_protocol },
     Target { name: "peek", run: wire::peek },
     Target { name: "session", run: session::session },
+    Target { name: "config", run: config::config },
+    Target { name: "import", run: config::import },
     Target { name: "lists", run: lists::lists },
     Target { name: "shadowsocks", run: shadowsocks::noise },
     Target { name: "shadowsocks_damage", run: shadowsocks::damage },
