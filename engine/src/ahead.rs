@@ -7,7 +7,7 @@ use ringweir_flow::dial::AttemptId;
 use ringweir_ring::{Chunks, Errno, Op, Unsent};
 use rustix::net::{Shutdown, shutdown};
 
-use crate::connect::Dial;
+use crate::connect::{Dial, Said};
 use crate::live::{AfterOutbox, Live, Receiving, Sending, token_in};
 use crate::sessions::SessionId;
 use crate::worker::Tools;
@@ -19,6 +19,7 @@ const AHEAD_BYTES: u32 = 16 * 1024;
 pub(crate) fn send(live: &mut Live, id: SessionId, attempt: AttemptId, bytes: &[u8], tools: &mut Tools) {
     let Some((lane, dial)) = live.dials.find(attempt) else { return };
     dial.stream.outbox.extend_from_slice(bytes);
+    dial.said = Said::Some;
     live.in_flight += flush(dial, lane, id, tools);
 }
 
@@ -142,6 +143,7 @@ fn flush(dial: &mut Dial, lane: u8, id: SessionId, tools: &mut Tools) -> u32 {
     if mem::replace(&mut stream.after_outbox, AfterOutbox::Nothing) == AfterOutbox::ShutDown {
         // It fails only when the connection is gone, which the receive reports.
         let _ = shutdown(stream.fd(), Shutdown::Write);
+        dial.said = Said::All;
     }
     0
 }

@@ -3,13 +3,14 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use ringweir_flow::close::ConnectError;
 use ringweir_flow::dial::{AttemptId, UpstreamAddr};
 use ringweir_flow::outgoing::Origin;
 use ringweir_ring::{Errno, MAX_LANES, Op, SocketAddrAny, SocketAddrUnix};
 use ringweir_socket::{OptionError, SocketOption};
-use rustix::net::sockopt::set_tcp_nodelay;
+use rustix::net::sockopt::{set_socket_linger, set_tcp_nodelay};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, getsockname, socket_with};
 use smallvec::SmallVec;
 
@@ -33,6 +34,7 @@ pub(crate) struct Dial {
     pub(crate) stream: Stream,
     local: bool,
     pub(crate) state: State,
+    pub(crate) said: Said,
     /// Operations on it that the ring has not answered yet. Its lane is not given to another before.
     pub(crate) in_flight: u8,
 }
@@ -44,6 +46,16 @@ pub(crate) enum State {
     Abandoned,
     /// May become the upstream.
     Connected,
+}
+
+/// How much the other end of an attempt has been told, ahead of the pump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    Nothing,
+    /// Closing the socket would look like the end of it.
+    Some,
+    /// The end of the stream, too.
+    All,
 }
 
 /// The lanes before are those of the client and the upstream.
@@ -73,7 +85,8 @@ pub(crate) fn start(live: &mut Live, id: SessionId, wish: Wish, tools: &mut Tool
             tools.ring.connect(token_in(Op::Connect, lane, id), socket.as_fd(), address);
             live.in_flight += 1;
             let stream = Stream::new(socket, transport);
-            let dial = Dial { attempt, stream, local, state: State::Connecting, in_flight: 1 };
+            let dial =
+                Dial { attempt, stream, local, state: State::Connecting, said: Said::Nothing, in_flight: 1 };
             *live.dials.slot(lane) = Some(dial);
         }
         Err(Unopened::Special) => {
@@ -89,7 +102,7 @@ pub(crate) fn start(live: &mut Live, id: SessionId, wish: Wish, tools: &mut Tool
     }
 }
 
-/// Gives an attempt up.
+/// Gives an attempt up. Nobody is to take for whole what was said there in part.
 pub(crate) fn abandon(live: &mut Live, id: SessionId, attempt: AttemptId, tools: &mut Tools) {
     let Some((lane, dial)) = live.dials.find(attempt) else { return };
     match dial.state {
@@ -98,6 +111,10 @@ pub(crate) fn abandon(live: &mut Live, id: SessionId, attempt: AttemptId, tools:
         State::Abandoned => {}
     }
     dial.state = State::Abandoned;
+    if dial.said == Said::Some && dial.stream.transport == Transport::Tcp {
+        // Zero linger makes close(2) send a reset. It fails only when there is no connection.
+        let _ = set_socket_linger(dial.stream.fd(), Some(Duration::ZERO));
+    }
     if dial.in_flight == 0 {
         *live.dials.slot(lane) = None;
     }

@@ -18,7 +18,7 @@ use ringweir_flow::resolve::{ResolveError, Resolved};
 use ringweir_flow::wire::HostName;
 use ringweir_socket::{OptionError, SocketOption};
 use smallvec::SmallVec;
-use socket2::{Domain, Socket};
+use socket2::{Domain, SockRef, Socket};
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
@@ -47,6 +47,17 @@ struct Dial {
     outbox: Outbox,
     after_outbox: AfterOutbox,
     hearing: Hearing,
+    said: Said,
+}
+
+/// How much the other end of an attempt has been told, ahead of the pump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    Nothing,
+    /// Closing the socket would look like the end of it.
+    Some,
+    /// The end of the stream, too.
+    All,
 }
 
 /// Whether the session wants to hear from an attempt.
@@ -110,8 +121,15 @@ pub(crate) fn resolve(live: &mut Live, name: HostName) {
     );
 }
 
-/// Gives an attempt up.
+/// Gives an attempt up. Nobody is to take for whole what was said there in part.
 pub(crate) fn abandon(live: &mut Live, attempt: AttemptId) {
+    if let Some(dial) = live.dials.find(attempt)
+        && dial.said == Said::Some
+        && let State::Open(Stream::Tcp(stream), _) = &dial.state
+    {
+        // Zero linger makes close(2) send a reset. It fails only when there is no connection.
+        let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    }
     live.dials.dials.retain(|dial| dial.attempt != attempt);
 }
 
@@ -119,6 +137,7 @@ pub(crate) fn abandon(live: &mut Live, attempt: AttemptId) {
 pub(crate) fn send_ahead(live: &mut Live, attempt: AttemptId, bytes: &[u8]) {
     if let Some(dial) = live.dials.find(attempt) {
         dial.outbox.push(bytes);
+        dial.said = Said::Some;
     }
 }
 
@@ -193,7 +212,7 @@ impl Dials {
 impl Dial {
     fn new(attempt: AttemptId, local: bool, state: State) -> Dial {
         let (outbox, after_outbox) = (Outbox::default(), AfterOutbox::Nothing);
-        Dial { attempt, local, state, outbox, after_outbox, hearing: Hearing::No }
+        Dial { attempt, local, state, outbox, after_outbox, hearing: Hearing::No, said: Said::Nothing }
     }
 
     fn poll(&mut self, buffers: &RefCell<Buffers>, cx: &mut Context<'_>) -> Poll<Event> {
@@ -239,6 +258,7 @@ impl Dial {
             && std::mem::replace(&mut self.after_outbox, AfterOutbox::Nothing) == AfterOutbox::ShutDown
         {
             stream.shut_down();
+            self.said = Said::All;
         }
         if self.hearing == Hearing::No {
             return Poll::Pending;

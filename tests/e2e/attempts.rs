@@ -21,6 +21,7 @@ scenarios!(Welcome:
     more_than_can_be_held_commits_to_the_member_that_hears_it,
     a_half_close_reaches_whoever_is_asked,
     the_loser_of_a_race_to_the_first_byte_is_closed,
+    a_client_that_breaks_off_ahead_of_the_first_byte_is_not_taken_for_done,
     who_speaks_first_wins_without_being_asked,
     a_client_that_was_told_of_success_is_reset_when_nobody_answers,
     the_log_lists_each_attempt,
@@ -169,16 +170,39 @@ fn a_half_close_reaches_whoever_is_asked(engine: Engine) {
 fn the_loser_of_a_race_to_the_first_byte_is_closed(engine: Engine) {
     let (sender, heard) = mpsc::channel();
     let slow = Server::new(move |mut stream| {
-        sender.send(read_rest(&mut stream).0).unwrap();
+        sender.send(read_rest(&mut stream)).unwrap();
     });
     let echo = Server::echo();
     let race = "policy = \"race\"\ncommit = \"first-byte\"";
     let daemon = Daemon::start(engine, &pool(&[slow.address(), echo.address()], race));
     let mut client = connect(daemon.address("in"));
     assert_echo(&mut client, b"who is first");
-    assert_eq!(heard.recv_timeout(PATIENCE).unwrap(), b"who is first");
+    // It is not to take that for all there was to be said.
+    assert_eq!(heard.recv_timeout(PATIENCE).unwrap(), (b"who is first".to_vec(), End::Reset));
     assert_echo(&mut client, b"go on");
     assert_eq!(count(&daemon, "a", "abandoned"), 1);
+}
+
+fn a_client_that_breaks_off_ahead_of_the_first_byte_is_not_taken_for_done(engine: Engine) {
+    let (sender, heard) = mpsc::channel();
+    let server = Server::new(move |mut stream| {
+        let first = read_bytes(&mut stream, 4);
+        sender.send((first, End::Silence)).unwrap();
+        sender.send(read_rest(&mut stream)).unwrap();
+    });
+    let config = pool(&[server.address()], "commit = \"first-byte\"");
+    let daemon = Daemon::start(engine, &config);
+    let mut client = connect(daemon.address("in"));
+    client.write_all(b"half").unwrap();
+    assert_eq!(heard.recv_timeout(PATIENCE).unwrap().0, b"half");
+    server::reset(client);
+    assert_eq!(heard.recv_timeout(PATIENCE).unwrap(), (Vec::new(), End::Reset));
+    // One that has said it all, and then is gone before it is answered.
+    let mut client = connect(daemon.address("in"));
+    client.write_all(b"whole").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(heard.recv_timeout(PATIENCE).unwrap().0, b"whol");
+    assert_eq!(heard.recv_timeout(PATIENCE).unwrap(), (b"e".to_vec(), End::Fin));
 }
 
 fn who_speaks_first_wins_without_being_asked(engine: Engine) {

@@ -106,7 +106,8 @@ pub enum Command {
     /// `handle_failed_ahead`. Still unanswered when the attempt is pumped, it is the pump's first receive: ask for the
     /// first step of [`Direction::Down`] when [`Command::Pump`] is carried out, and take that receive for it.
     ReceiveAhead(AttemptId),
-    /// Give an attempt up and close its socket. An answer that comes all the same is ignored.
+    /// Give an attempt up and close its socket: by a reset where something was said there and its end was not, so that
+    /// nobody takes that for whole. An answer that comes all the same is ignored.
     Abandon(AttemptId),
     /// Answer at once with `handle_local`: where the client connected.
     NameLocal,
